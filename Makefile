@@ -1,0 +1,35 @@
+# Everything starts from here: each target sets up what it needs first.
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+
+.PHONY: help venv demo test test-faults lint audit clean
+
+help:
+	@echo "make demo         set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (about 5 minutes)"
+	@echo "make test         set up, then the whole test suite"
+	@echo "make lint         formatting, lint and types"
+	@echo "make venv         only set up .venv"
+
+# The stamp is written last, so an interrupted installation is done again.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d; name another one: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+venv: .venv/.installed
+
+demo: venv
+	$(BIN)/python -m jobs.demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --level error
+
+clean:
+	rm -rf .venv build dist *.egg-info

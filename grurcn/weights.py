@@ -1,0 +1,66 @@
+"""Files of pretrained weights: a path, or a URL that is downloaded once and checked by its SHA-256."""
+
+import hashlib
+import os
+import re
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor
+
+from grurcn.vgg import BadWeights
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grurcn"
+TIMEOUT_SECONDS = 60
+
+
+def read_weights(source: str) -> dict[str, Tensor]:
+    """A path, or URL#sha256=HEX, of a PyTorch file of named tensors -> the tensors, on the CPU.
+
+    Nothing in the file is executed (weights_only). Raises BadWeights if it is missing, cannot be downloaded, has another
+    SHA-256 or is no such file.
+    """
+    path = fetch(source) if "://" in source else Path(source).expanduser()
+    if not path.is_file():
+        raise BadWeights(f"{path}: weights wanted there, no such file found")
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds for a file that is not its own
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadWeights(f"{path}: not a PyTorch file of tensors ({first_line})") from None
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise BadWeights(
+            f"{path}: holds a {type(weights).__name__}; wanted a dictionary of named tensors (a state_dict)"
+        )
+    return weights
+
+
+def fetch(source: str) -> Path:
+    """Downloads URL#sha256=HEX into the cache, once, and gives back the file."""
+    match = re.fullmatch(r"(?P<url>[^#]+)#sha256=(?P<digest>[0-9a-f]{64})", source)
+    if match is None:
+        raise BadWeights(f"{source}: a download must name its SHA-256: URL#sha256=<64 hexadecimal digits>")
+    url, wanted = match["url"], match["digest"]
+    path = CACHE / f"{wanted[:16]}-{Path(urlparse(url).path).name}"
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, partial.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+        with partial.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != wanted:
+            raise BadWeights(f"{url}: SHA-256 {found}, wanted {wanted}; the file was not kept")
+        partial.replace(path)
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise BadWeights(f"{url}: cannot be downloaded ({reason}); fetch it elsewhere and give its path") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,1 @@
+"""The commands: python -m jobs.NAME. Here the packages meet; each file is one job."""

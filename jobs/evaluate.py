@@ -1,0 +1,241 @@
+"""Evaluate a trained model with the paper's protocol: 25 equally spaced clips x 10 views of every video (section 5.1).
+
+    python -m jobs.evaluate --run runs/gru-rcn --shards data/ucf101
+    python -m jobs.evaluate --run runs/gru-rcn --shards data/ucf101 --clips 5 --views 5 --on.workers 2
+
+The probabilities of all clips and views of a video are averaged. Each video counts once over any number of workers, and its
+frames are decoded once. Scores go to RUN/evaluations/SPLIT-CLIPSxVIEWS/: scores.parquet (a row a video: key, label, class,
+predicted, scores) and result.json; the figures also go to the MLflow run that made the model.
+
+--json FILE holds: run, checkpoint, step, split, videos, clips, views, top1, top5, loss, per_class {class: {videos, top1}},
+scores, mlflow_run_id, tracking_uri, seconds.
+"""
+
+import dataclasses
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cluster.engine import autocast
+from cluster.launch import News, Workers, run_workers
+from cluster.progress import Bar, duration
+from cluster.report import Report, check_reachable
+from cluster.runs import Model, load_best, write_json
+from grurcn.frames import to_clips
+from grurcn.loss import Tally
+from grurcn.model import GRURCN, build_model, log_mean_vote
+from jobs.command import command_line, finish, run_command
+from jobs.recipes import Recipe
+from shards.clips import Box, evaluation_views
+from shards.index import Index
+from shards.stream import ClipBatch, Reading, evaluation_batches
+
+
+class OtherData(ValueError):
+    """A model was trained for other classes than a data set has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Options of an evaluation."""
+
+    run: Path
+    """Folder of a run (STORAGE/NAME), whose best model is taken, or one checkpoint in it."""
+    shards: Path
+    """Folder that jobs.make_shards wrote."""
+    split: str = "test"
+    """Which split: test, val or train."""
+    clips: int = 25
+    """Equally spaced clips of each video."""
+    views: int = 10
+    """Views of each clip: 1 centre, 2 and its mirror, 5 centre and corners, 10 all of them mirrored too."""
+    clips_at_once: int = 25
+    """Clips in their views that the model computes at once, on each worker; fewer take less memory."""
+    precision: str = "auto"
+    """auto: fp32 on a CPU, bf16 on a GPU that has it, else fp16."""
+    on: Workers = field(default_factory=Workers)
+    reading: Reading = field(default_factory=Reading)
+    json: Path | None = None
+    """Write the result as JSON to this file."""
+
+    def __post_init__(self) -> None:
+        if self.clips < 1 or self.clips_at_once < 1:
+            raise ValueError(f"clips {self.clips}, clips_at_once {self.clips_at_once}: wanted at least 1 of each")
+
+
+def main(job: Evaluate) -> int:
+    """Checks, evaluates, writes and logs; gives back the exit status."""
+    started = time.monotonic()
+    run = job.run.absolute()
+    model, index = load_best(run), Index(job.shards.absolute(), job.split)
+    views = check(job, model, index)
+    check_reachable(model.meta["tracking_uri"])
+    worker_job = {
+        "checkpoint": str(model.checkpoint),
+        "shards": str(job.shards.absolute()),
+        "split": job.split,
+        "clips": job.clips,
+        "views": views,
+        "clips_at_once": job.clips_at_once,
+        "precision": job.precision,
+        "reading": dataclasses.asdict(job.reading),
+    }
+    with Bar("evaluating", "videos", len(index)) as bar:
+
+        def listen(news: News) -> None:
+            bar.move_to(min(len(index), bar.done + news["videos"]))
+
+        scratch = run_folder(model) / f".evaluating-{os.getpid()}"  # Ray Train's own notes: nothing to keep
+        try:
+            result = run_workers(evaluate_worker, worker_job, job.on, scratch.parent, scratch.name, listen)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    rows = result.pop("rows")
+    conclude(job, model, index, result, rows, time.monotonic() - started)
+    return 0
+
+
+def run_folder(model: Model) -> Path:
+    return model.checkpoint.parent
+
+
+def check(job: Evaluate, model: Model, index: Index) -> list[tuple[Box, bool]]:
+    """The views, once it is sure that the model and the data fit. Raises OtherData, BadShards or ValueError."""
+    index.check_files()
+    classes = tuple(model.meta["classes"])
+    if classes != index.info.classes:
+        raise OtherData(
+            f"{job.shards}: {len(index.info.classes)} classes ({', '.join(index.info.classes[:3])}, ...), but {job.run} was "
+            f"trained for {len(classes)} ({', '.join(classes[:3])}, ...); evaluate on shards with the same classes"
+        )
+    packing = index.info.packing
+    return evaluation_views(packing.height, packing.width, job.views, Recipe.from_dict(model.meta["recipe"]).clips)
+
+
+def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """This rank's videos -> the scores of all ranks' videos: rows (key, label, scores) and sums over them."""
+    trained = load_best(Path(job["checkpoint"]))
+    recipe, device = Recipe.from_dict(trained.meta["recipe"]), job["device"]
+    index = Index(Path(job["shards"]), job["split"])
+    model = build_model(recipe.model, len(index.info.classes), recipe.seed)
+    model.load_state_dict(trained.weights)
+    model.to(device).eval()
+    tally, rows = Tally(device), []
+    for _, batch in evaluation_batches(
+        index,
+        recipe.clips,
+        global_batch=dist.get_world_size(),  # a video a worker
+        num_clips=job["clips"],
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        reading=Reading(**job["reading"]),
+    ):
+        if not batch.weight[0]:
+            continue  # padding
+        probability = score_video(model, batch, recipe, job)
+        tally.add(probability.log()[None], batch.label[:1].to(device))
+        number = int(batch.sample[0])
+        rows.append({"key": index[number].key, "label": int(batch.label[0]), "scores": probability.tolist()})
+        job["tell"]({"videos": 1})
+    rows = gather(rows)
+    return {**tally.read(), "videos": len(rows), "rows": rows}
+
+
+def score_video(model: GRURCN, batch: ClipBatch, recipe: Recipe, job: dict[str, Any]) -> Tensor:
+    """The clips of one video -> its probabilities (K,) float64: their mean over all clips and views."""
+    batch = batch.to(job["device"])
+    boxes = torch.tensor([box for box, _ in job["views"]], device=job["device"])  # (V, 4)
+    mirrors = torch.tensor([mirror for _, mirror in job["views"]], device=job["device"])  # (V,)
+    pairs = torch.cartesian_prod(torch.arange(len(batch)), torch.arange(len(boxes))).to(
+        job["device"]
+    )  # every clip in every view
+    total = torch.zeros(model.num_classes, dtype=torch.float64, device=job["device"])
+    with torch.inference_mode(), autocast(job["precision"], job["device"]):
+        for clip, view in (some.unbind(dim=1) for some in pairs.split(job["clips_at_once"])):
+            clips = to_clips(batch.frames[clip], boxes[view], mirrors[view], recipe.clips.size)
+            total += log_mean_vote(model(clips, batch.draw[clip])).exp().double().sum(dim=0)
+    return total / len(pairs)
+
+
+def conclude(
+    job: Evaluate,
+    model: Model,
+    index: Index,
+    result: dict[str, Any],
+    rows: list[dict[str, Any]],
+    seconds: float,
+) -> None:
+    """Writes the scores, logs to MLflow and says what came out."""
+    run = run_folder(model)
+    folder = run / "evaluations" / f"{job.split}-{job.clips}x{job.views}"
+    result = {
+        "run": str(run),
+        "checkpoint": str(model.checkpoint),
+        "step": model.step,
+        "split": job.split,
+        "clips": job.clips,
+        "views": job.views,
+        **result,
+        "per_class": per_class(rows, index.info.classes),
+        "scores": str(folder / "scores.parquet"),
+        "mlflow_run_id": model.meta["mlflow_run_id"],
+        "tracking_uri": model.meta["tracking_uri"],
+        "seconds": seconds,
+    }
+    write_folder(folder, rows, index.info.classes, result)
+    report = Report(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
+    report.metrics(model.step, {f"{job.split}/{key}": result[key] for key in ("loss", "top1", "top5")})
+    report.files(folder, f"evaluations/{folder.name}")
+    which = "best model" if model.best else "newest model"
+    finish(
+        f"evaluated the {which} of {run} (step {model.step:,}) on {result['videos']:,} {job.split} videos, {job.clips} clips x "
+        f"{job.views} views, in {duration(seconds)}: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}; scores and "
+        f"per-class accuracy in {folder}",
+        result,
+        job.json,
+    )
+
+
+def write_folder(folder: Path, rows: list[dict[str, Any]], classes: tuple[str, ...], result: dict[str, Any]) -> None:
+    """scores.parquet and result.json, together under their final name."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for row in rows:
+        row["class"] = classes[row["label"]]
+        row["predicted"] = classes[max(range(len(classes)), key=row["scores"].__getitem__)]
+    pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"])), partial / "scores.parquet")
+    write_json(partial / "result.json", result)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def per_class(rows: list[dict[str, Any]], classes: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """{class: {videos, top1}}, for the classes that have videos."""
+    right: dict[int, list[bool]] = {}
+    for row in rows:
+        best = max(range(len(classes)), key=row["scores"].__getitem__)
+        right.setdefault(row["label"], []).append(best == row["label"])
+    return {
+        classes[label]: {"videos": len(hits), "top1": sum(hits) / len(hits)} for label, hits in sorted(right.items())
+    }
+
+
+def gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of all ranks."""
+    parts: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(command_line(Evaluate, __doc__ or "")))

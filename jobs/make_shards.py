@@ -1,0 +1,131 @@
+"""Pack videos into WebDataset shards.
+
+    python -m jobs.make_shards --out data/mine folder --videos my-videos
+    python -m jobs.make_shards --out data/ucf101 ucf101 --videos UCF-101 --lists ucfTrainTestlist --split 1
+    python -m jobs.make_shards --out data/mine csv --table videos.csv
+
+Videos are decoded to their last frame, resized and stored with a short key-frame interval, so that training reads random
+clips cheaply. A video that does not decode, or is listed but missing, is left out and named in OUT/rejected.jsonl with the
+reason. An interrupted packing goes on where it was when the same command is run again.
+
+--json FILE holds: out, classes, videos {train, val, test}, shards, rejected, rejected_list, bytes, seconds.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from cluster.launch import start_ray
+from cluster.progress import Bar, duration
+from jobs.command import command_line, finish, run_command
+from shards.index import DatasetInfo
+from shards.pack import Plan, Progress, ShardPlan, finish_packing, open_target, pack_shard, plan_packing
+from shards.sources import Source
+from shards.video import Packing
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeShards:
+    """Options of packing."""
+
+    source: Source
+    """Where the videos and their labels come from."""
+    out: Path
+    """Folder that the shards go to."""
+    packing: Packing = field(default_factory=Packing)
+    videos_per_shard: int = 100
+    """Videos in a shard. Many small shards mix better, few large ones are kinder to object stores."""
+    seed: int = 0
+    """Of the order in which videos are spread over shards."""
+    workers: int | None = None
+    """Ray tasks that pack at the same time, one core each; 0 packs in this process. Default: all cores of the cluster."""
+    strict: bool = False
+    """End with status 1 if any video was refused."""
+    json: Path | None = None
+    """Write the result as JSON to this file."""
+
+
+def main(job: MakeShards) -> int:
+    """Plans, packs and finishes; gives back the exit status."""
+    started = time.monotonic()
+    listing = job.source.entries()
+    plan = plan_packing(
+        job.out.absolute(), listing, job.packing, job.videos_per_shard, job.seed, source=describe(job.source)
+    )
+    waiting = open_target(plan)
+    num_videos, num_waiting = len(listing.entries), sum(len(shard.entries) for shard in waiting)
+    if waiting:
+        with Bar("packing", "videos", num_videos, done=num_videos - num_waiting) as bar:
+            for video in pack(plan, waiting, job.workers):
+                if video.refused:
+                    bar.say(f"left out {video.name}: {video.refused}")
+                bar.advance()
+    info = finish_packing(plan)
+    report(job, info, time.monotonic() - started)
+    return 1 if job.strict and info.rejected else 0
+
+
+def pack(plan: Plan, waiting: list[ShardPlan], workers: int | None) -> Iterator[Progress]:
+    """Packs shards, in this process or one Ray task each, and gives back each video as it is done."""
+    if workers == 0:
+        for shard in waiting:
+            yield from pack_shard(plan.folder, shard, plan.classes)
+        return
+    start_ray()
+    # Retried on another machine if a node is lost; an error of the disk or the folder is the user's to mend.
+    task = ray.remote(num_cpus=1, max_retries=3)(pack_shard)
+    limit = workers or int(ray.cluster_resources().get("CPU", 1))
+    queue, running = list(reversed(waiting)), set[Any]()
+    try:
+        while queue or running:
+            while queue and len(running) < limit:
+                running.add(task.remote(plan.folder, queue.pop(), plan.classes))
+            ready: Any = ray.wait(list(running), num_returns=1, fetch_local=False)[0][0]
+            try:
+                yield ray.get(next(ready))
+            except StopIteration:
+                running.discard(ready)
+            except RayTaskError as error:
+                raise error.cause from None
+    finally:
+        for stream in running:
+            ray.cancel(stream)
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """The source's options, for dataset.json: where the data came from."""
+    options = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(source).items()}
+    return {"kind": type(source).__name__.lower(), **options}
+
+
+def report(job: MakeShards, info: DatasetInfo, seconds: float) -> None:
+    videos = {split: sum(shard.samples for shard in shards) for split, shards in info.splits.items()}
+    shards = [shard for split in info.splits.values() for shard in split]
+    size = sum(shard.size_bytes for shard in shards)
+    refusals = job.out / "rejected.jsonl"
+    left_out = f"{info.rejected} left out (reasons in {refusals})" if info.rejected else "none left out"
+    finish(
+        f"packed {sum(videos.values()):,} videos of {len(info.classes)} classes "
+        f"({', '.join(f'{split} {count:,}' for split, count in videos.items())}) into {len(shards)} shards, "
+        f"{size / 1e6:,.1f} MB, in {duration(seconds)}; {left_out}: {job.out}",
+        {
+            "out": str(job.out.absolute()),
+            "classes": len(info.classes),
+            "videos": videos,
+            "shards": len(shards),
+            "rejected": info.rejected,
+            "rejected_list": str(refusals.absolute()),
+            "bytes": size,
+            "seconds": seconds,
+        },
+        job.json,
+    )
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(command_line(MakeShards, __doc__ or "")))

@@ -1,0 +1,234 @@
+"""Train a recipe on packed shards.
+
+    python -m jobs.train gru-rcn-small --shards data/mine                     in this process
+    python -m jobs.train gru-rcn-small --shards data/mine --workers 2         two Ray Train workers
+    ray job submit --working-dir . -- python -m jobs.train gru-rcn --shards /nfs/ucf101 --storage /nfs/runs --workers 8
+
+The same command goes on with an interrupted run at the exact step, on any number of workers that divides the global batch.
+MLflow tracks it: in STORAGE/mlflow.db, or on the server that MLFLOW_TRACKING_URI names.
+
+--json FILE holds: run, name, steps, stopped_early, best_step, val_loss, val_top1, val_top5, mlflow_run_id, tracking_uri, seconds.
+"""
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from cluster.launch import News, Workers, run_workers
+from cluster.progress import Bar, duration
+from cluster.report import Report, git_commit, open_run, tracking_uri, ui_command
+from cluster.runs import Identity, OtherRun, RunFolder
+from grurcn.model import build_model
+from grurcn.weights import read_weights
+from jobs.command import finish, run_command
+from jobs.recipes import RECIPES, Recipe, flat
+from jobs.training import train_worker
+from shards.index import Index
+from shards.order import Order, lanes_of
+from shards.stream import Reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Options of a training."""
+
+    shards: Path
+    """Folder that jobs.make_shards wrote, seen by every worker."""
+    recipe: Recipe
+    """What the run is; changing any of it makes another run."""
+    storage: Path = Path("runs")
+    """Folder of all runs, seen by every worker."""
+    name: str | None = None
+    """Of the run, its folder in the storage. Default: the recipe's name."""
+    experiment: str = "grurcn"
+    """MLflow experiment that the run belongs to."""
+    on: Workers = field(default_factory=Workers)
+    reading: Reading = field(default_factory=Reading)
+    accumulation: int = 1
+    """Parts that each worker's share of a global batch is computed in, for less memory."""
+    zero: Literal[0, 1, 2, 3] = 0
+    """ZeRO stage: what DeepSpeed spreads over the workers (1 optimizer state, 2 and gradients, 3 and weights)."""
+    deepspeed: Path | None = None
+    """A DeepSpeed JSON file of your own instead of cluster/deepspeed/zeroN.json."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: fp32 on a CPU, bf16 on a GPU that has it, else fp16."""
+    log_every: int = 20
+    """Steps from one line of progress to the next."""
+    save_every: int | None = None
+    """Steps from one checkpoint to the next. Default: the recipe's val_every. Each validation is saved as well."""
+    keep: int = 2
+    """Newest checkpoints that are kept; each holds the best model so far too."""
+    json: Path | None = None
+    """Write the result as JSON to this file."""
+
+    def __post_init__(self) -> None:
+        if min(self.accumulation, self.log_every, self.save_every or 1, self.keep) < 1:
+            raise ValueError(
+                f"wanted accumulation, log_every, save_every and keep of at least 1; found {self.accumulation}, "
+                f"{self.log_every}, {self.save_every}, {self.keep}"
+            )
+
+
+def parse(args: list[str] | None = None) -> tuple[str, Train]:
+    """The command line -> (the recipe's name, the job)."""
+    recipes = {
+        name: ((recipe.__doc__ or "").strip(), Train(recipe=recipe(), shards=tyro.MISSING))
+        for name, recipe in RECIPES.items()
+    }
+    args = sys.argv[1:] if args is None else args
+    job = tyro.extras.overridable_config_cli(recipes, description=__doc__, args=args)
+    name = next(word for word in args if word in RECIPES)
+    return name, job
+
+
+def main(recipe_name: str, job: Train) -> int:
+    """Checks, opens the MLflow run, trains, reports; gives back the exit status."""
+    started = time.monotonic()
+    run = RunFolder(job.storage.absolute() / (job.name or recipe_name))
+    index = check(job)
+    identity = open_identity(job, run, index, recipe_name)
+    report = Report(identity.tracking_uri, identity.mlflow_run_id)
+    result = run.result()
+    if result is None:
+        run.prepare()
+        try:
+            result = train(job, run, identity)
+        except BaseException as error:
+            report.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        run.finish(result)
+        report.end()
+    else:
+        print(f"{run.path} is finished already; choose another --name to train anew", flush=True)
+    conclude(job, run, identity, result, time.monotonic() - started)
+    return 0
+
+
+def check(job: Train) -> Index:
+    """Finds out, before anything is started, what would stop a worker later."""
+    index = Index(job.shards.absolute(), "train")
+    index.check_files()
+    Index(job.shards.absolute(), "val").check_files()
+    recipe = job.recipe
+    Order([shard.samples for shard in index.shards], recipe.global_batch, recipe.seed)
+    lanes = lanes_of(0, job.on.world_size, recipe.global_batch)
+    if len(lanes) % job.accumulation:
+        raise ValueError(
+            f"a worker's {len(lanes)} videos of a global batch cannot be cut into {job.accumulation} equal parts; "
+            f"wanted an --accumulation that divides {len(lanes)}"
+        )
+    weights = read_weights(recipe.model.weights) if recipe.model.weights else None
+    build_model(recipe.model, len(index.info.classes), recipe.seed, weights)
+    return index
+
+
+def open_identity(job: Train, run: RunFolder, index: Index, recipe_name: str) -> Identity:
+    """The run's identity and its MLflow run: begun now, or found in its folder and fitting this job.
+
+    Raises OtherRun if the folder holds a run of another recipe or data set.
+    """
+    found = run.identity()
+    recipe_digest, data_digest = job.recipe.digest(), index.info.digest
+    if found is not None:
+        if found.recipe_digest != recipe_digest:
+            raise OtherRun(f"{run.path}: a run of another recipe ({differences(found.recipe, job.recipe)}); "
+                           "choose another --name, or the options that it began with")  # fmt: skip
+        if found.data_digest != data_digest:
+            raise OtherRun(f"{run.path}: a run on other data than {job.shards} (digest {found.data_digest[:12]}... there, "
+                           f"{data_digest[:12]}... here); choose another --name, or the shards that it began with")  # fmt: skip
+    uri = found.tracking_uri if found else tracking_uri(job.storage)
+    run_id = open_run(
+        uri,
+        job.storage,
+        job.experiment,
+        run.path.name,
+        found.mlflow_run_id if found else None,
+        parameters={
+            "recipe": recipe_name,
+            **flat(job.recipe.to_dict()),
+            "shards": job.shards.absolute(),
+            "zero": job.zero,
+            "precision": job.precision,
+            "accumulation": job.accumulation,
+            "workers": job.on.workers,
+        },
+        tags={
+            "git_commit": git_commit(Path(__file__).parent.parent),
+            "data_digest": data_digest,
+            "recipe_digest": recipe_digest,
+            "command": " ".join(sys.argv),
+            "run_folder": str(run.path),
+        },
+    )
+    if found is not None:
+        return found
+    identity = Identity(
+        recipe_digest=recipe_digest,
+        data_digest=data_digest,
+        recipe=job.recipe.to_dict(),
+        tracking_uri=uri,
+        mlflow_run_id=run_id,
+    )
+    run.begin(identity)
+    return identity
+
+
+def differences(found: dict[str, Any], recipe: Recipe, most: int = 4) -> str:
+    there, here = flat(Recipe.from_dict(found).to_dict()), flat(recipe.to_dict())
+    changed = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+    return "; ".join(changed[:most]) + (f" and {len(changed) - most} more" if len(changed) > most else "")
+
+
+def train(job: Train, run: RunFolder, identity: Identity) -> dict[str, Any]:
+    """Runs the workers and shows their news: a bar on a terminal, a line every `log_every` steps."""
+    with Bar("training", "steps", job.recipe.num_steps, lines=False) as bar:
+
+        def listen(news: News) -> None:
+            if "line" in news:
+                bar.say(news["line"])
+            if "step" in news:
+                bar.move_to(news["step"])
+
+        worker_job = {
+            "recipe": job.recipe.to_dict(),
+            "shards": str(job.shards.absolute()),
+            "run": str(run.path),
+            "tracking_uri": identity.tracking_uri,
+            "mlflow_run_id": identity.mlflow_run_id,
+            "reading": dataclasses.asdict(job.reading),
+            "accumulation": job.accumulation,
+            "zero": job.zero,
+            "deepspeed": str(job.deepspeed.absolute()) if job.deepspeed else None,
+            "precision": job.precision,
+            "log_every": job.log_every,
+            "save_every": job.save_every or job.recipe.val_every,
+            "keep": job.keep,
+        }
+        return run_workers(train_worker, worker_job, job.on, run.path.parent, run.path.name, listen)
+
+
+def conclude(job: Train, run: RunFolder, identity: Identity, result: dict[str, Any], seconds: float) -> None:
+    early = " (stopped early)" if result["stopped_early"] else ""
+    finish(
+        f"trained {result['steps']:,} steps{early} in {duration(seconds)}: validation loss {result['val_loss']:.4f}, top-1 "
+        f"{result['val_top1']:.4f} at its best, step {result['best_step']:,}; model and checkpoints in {run.path}; "
+        f"see the run: {ui_command(identity.tracking_uri)}",
+        {
+            "run": str(run.path),
+            "name": run.path.name,
+            **result,
+            "mlflow_run_id": identity.mlflow_run_id,
+            "tracking_uri": identity.tracking_uri,
+            "seconds": seconds,
+        },
+        job.json,
+    )
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(*parse()))

@@ -1,0 +1,132 @@
+"""Which frames of a video and which part of the picture: pure arithmetic from (seed, epoch, sample).
+
+A box is (top, left, height, width) in pixels of the stored frames; it is cut out and resized on the device.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from shards.order import CLIP_OF_SAMPLE, random_bits
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """What the model sees of a video (paper section 5.1)."""
+
+    num_frames: int = 10
+    """Frames in a clip."""
+    stride: int = 1
+    """From one frame of a clip to the next, in frames of the video."""
+    size: int = 224
+    """Height and width of the model's input, in pixels."""
+    crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.65625)
+    """Training crops: height and width are drawn each from these shares of the stored frames' shorter side
+    (256, 224, 192, 168 of 256)."""
+    mirror: bool = True
+    """Mirror half of the training clips, and the second half of ten test views. Off where left and right matter."""
+    test_scale: float = 0.875
+    """Side of the square test crops, as a share of the stored frames' shorter side."""
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1 or self.stride < 1 or self.size < 1:
+            raise ValueError(
+                f"num_frames {self.num_frames}, stride {self.stride}, size {self.size}: wanted at least 1 of each"
+            )
+        for scale in (*self.crop_scales, self.test_scale):
+            if not 0 < scale <= 1:
+                raise ValueError(f"a crop of {scale:g} of the shorter side: wanted above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """One clip of one video, not yet read."""
+
+    frames: np.ndarray  # (T,) frame numbers
+    box: Box
+    mirror: bool
+    draw: int  # 63 random bits of this sample in this epoch, for whatever else is random about it (dropout)
+
+
+def clip_span(num_frames: int, stride: int) -> int:
+    """Frames from the first to the last of a clip, both counted.
+
+    num_frames = 4, stride = 1: ffff       span 4
+    num_frames = 4, stride = 2: f.f.f.f    span 7
+    """
+    return stride * (num_frames - 1) + 1
+
+
+def frames_from(start: int, video_frames: int, config: ClipConfig) -> np.ndarray:
+    """(T,) frame numbers of a clip that starts at `start`; a video shorter than a clip holds its last frame.
+
+    video_frames = 3, num_frames = 5: 0 1 2 2 2
+    """
+    return np.minimum(start + config.stride * np.arange(config.num_frames), video_frames - 1)
+
+
+def train_clip(
+    video_frames: int, height: int, width: int, config: ClipConfig, seed: int, epoch: int, sample: int
+) -> Clip:
+    """The clip of a sample in an epoch: a random start, a random box at a corner or the centre, mirrored or not."""
+    bits = random_bits(6, seed, epoch, CLIP_OF_SAMPLE, sample)
+    starts = max(1, video_frames - clip_span(config.num_frames, config.stride) + 1)
+    side = min(height, width)
+    box_height = round(side * config.crop_scales[pick(bits[1], len(config.crop_scales))])
+    box_width = round(side * config.crop_scales[pick(bits[2], len(config.crop_scales))])
+    return Clip(
+        frames=frames_from(pick(bits[0], starts), video_frames, config),
+        box=corners_and_centre(height, width, box_height, box_width)[pick(bits[3], 5)],
+        mirror=config.mirror and pick(bits[4], 2) == 1,
+        draw=int(bits[5] >> np.uint64(1)),
+    )
+
+
+def evaluation_clips(video_frames: int, num_clips: int, config: ClipConfig) -> np.ndarray:
+    """(num_clips, T) frame numbers of equally spaced clips, the first at the start and the last at the end.
+
+    video_frames = 9, num_frames = 3, num_clips = 3:  0 1 2   3 4 5   6 7 8
+    One clip lies in the middle.
+    """
+    last = max(0, video_frames - clip_span(config.num_frames, config.stride))
+    starts = np.rint(np.linspace(0, last, num_clips)) if num_clips > 1 else np.array([last // 2])
+    return np.stack([frames_from(int(start), video_frames, config) for start in starts])
+
+
+def evaluation_views(height: int, width: int, num_views: int, config: ClipConfig) -> list[tuple[Box, bool]]:
+    """(box, mirrored) of each test view: 1 the centre, 2 the centre and its mirror, 5 centre and corners, 10 all of them.
+
+    Raises ValueError for another number, and for mirrored views of a recipe that does not mirror.
+    """
+    side = round(min(height, width) * config.test_scale)
+    boxes = corners_and_centre(height, width, side, side)
+    centre = boxes[4]
+    views = {
+        1: [(centre, False)],
+        2: [(centre, False), (centre, True)],
+        5: [(box, False) for box in boxes],
+        10: [(box, mirror) for mirror in (False, True) for box in boxes],
+    }
+    if num_views not in views:
+        raise ValueError(
+            f"{num_views} views: wanted 1 (centre), 2 (and its mirror), 5 (and corners) or 10 (all mirrored)"
+        )
+    if num_views in (2, 10) and not config.mirror:
+        raise ValueError(
+            f"{num_views} views hold mirrored ones, but this recipe was not trained to mirror; wanted 1 or 5"
+        )
+    return views[num_views]
+
+
+def corners_and_centre(height: int, width: int, box_height: int, box_width: int) -> list[Box]:
+    """The five boxes of a size: top left, top right, bottom left, bottom right, centre."""
+    down, right = height - box_height, width - box_width
+    tops_and_lefts = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+    return [(top, left, box_height, box_width) for top, left in tops_and_lefts]
+
+
+def pick(bits: np.uint64, choices: int) -> int:
+    """One of 0 .. choices - 1 from 64 random bits (53 of them as a fraction)."""
+    return int(int(bits >> np.uint64(11)) / 2**53 * choices)

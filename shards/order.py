@@ -1,0 +1,100 @@
+"""Which sample is read when: (seed, epoch, step, lane) -> sample number, as pure arithmetic.
+
+An epoch is one sequence of all N samples: shards in a permuted order, samples permuted within each shard. A global batch
+has G lanes; each lane reads its own stretch of S consecutive positions, one a step.
+
+    N = 11, G = 3, S = 3        position  0 1 2   3 4 5   6 7 8   9 10
+                                lane      0 0 0   1 1 1   2 2 2   left over this epoch (others the next)
+                                step      0 1 2   0 1 2   0 1 2
+
+Rank r of W owns the lanes [r * G / W, (r + 1) * G / W), so the global batch of a step is the same for every W, a place
+in training is (epoch, step), and every rank reads few shards, each in one go. Evaluation keeps the samples' own order
+and pads instead of leaving out. Nothing here grows with N: memory is O(shards).
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+PADDING = -1  # stands where evaluation has no sample left for a lane
+SHARDS_OF_EPOCH, SAMPLES_OF_SHARD, CLIP_OF_SAMPLE = range(3)  # what random bits are for; each its own stream
+
+
+class BadBatch(ValueError):
+    """A global batch that the data or the workers cannot make."""
+
+
+class Order:
+    """The order of a split's samples in every epoch, for a global batch of a given size."""
+
+    def __init__(self, shard_sizes: Sequence[int], global_batch: int, seed: int | None):
+        """shard_sizes: samples in each shard. seed None: the samples' own order, padded, for evaluation.
+
+        Raises BadBatch if a shuffled epoch has not one full batch.
+        """
+        self.sizes = np.asarray(shard_sizes, np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])  # of each shard, as sample numbers
+        self.num_samples = int(self.sizes.sum())
+        self.global_batch = global_batch
+        self.seed = seed
+        self.steps_per_epoch = (
+            self.num_samples // global_batch if seed is not None else -(-self.num_samples // global_batch)
+        )
+        if not self.steps_per_epoch:
+            raise BadBatch(
+                f"{self.num_samples} samples are fewer than one global batch of {global_batch}; "
+                "lower the global batch or pack more videos"
+            )
+        self.shards_of = lru_cache(maxsize=2)(self.shards_of)
+        self.samples_of = lru_cache(maxsize=2 * global_batch)(self.samples_of)
+
+    def samples(self, epoch: int, step: int, lanes: range) -> np.ndarray:
+        """The sample numbers (len(lanes),) int64 that some lanes read at a step of an epoch; PADDING where none is left."""
+        positions = np.arange(lanes.start, lanes.stop, dtype=np.int64) * self.steps_per_epoch + step
+        if self.seed is None:
+            return np.where(positions < self.num_samples, positions, PADDING)
+        shards, ends = self.shards_of(epoch)
+        places = np.searchsorted(ends, positions, side="right")
+        numbers = np.empty(len(positions), np.int64)
+        for lane, (place, position) in enumerate(zip(places, positions, strict=True)):
+            shard = int(shards[place])
+            within = int(position - ends[place] + self.sizes[shard])
+            numbers[lane] = self.starts[shard] + self.samples_of(epoch, shard)[within]
+        return numbers
+
+    def shards_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the shards in this epoch's order, the position behind each one's last sample)"""
+        assert self.seed is not None
+        shards = permutation(len(self.sizes), self.seed, epoch, SHARDS_OF_EPOCH, 0)
+        return shards, np.cumsum(self.sizes[shards])
+
+    def samples_of(self, epoch: int, shard: int) -> np.ndarray:
+        """The order of a shard's samples in this epoch."""
+        assert self.seed is not None
+        return permutation(int(self.sizes[shard]), self.seed, epoch, SAMPLES_OF_SHARD, shard)
+
+
+def lanes_of(rank: int, world_size: int, global_batch: int) -> range:
+    """The lanes of the global batch that a rank owns. Raises BadBatch if the workers do not divide the batch."""
+    if global_batch % world_size:
+        divisors = [workers for workers in range(1, global_batch + 1) if global_batch % workers == 0]
+        raise BadBatch(
+            f"a global batch of {global_batch} cannot be shared evenly by {world_size} workers; "
+            f"workers that divide it: {', '.join(map(str, divisors))}"
+        )
+    share = global_batch // world_size
+    return range(rank * share, (rank + 1) * share)
+
+
+def permutation(size: int, seed: int, epoch: int, purpose: int, index: int) -> np.ndarray:
+    """A permutation of 0 .. size - 1 that depends on the arguments alone, the same with every version of NumPy."""
+    return np.argsort(random_bits(size, seed, epoch, purpose, index), kind="stable")
+
+
+def random_bits(count: int, seed: int, epoch: int, purpose: int, index: int) -> np.ndarray:
+    """(count,) uint64 from a counter-based generator (Philox): the same numbers wherever and whenever they are drawn."""
+    generator = np.random.Philox(
+        key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, purpose, index], np.uint64)
+    )
+    return generator.random_raw(count)

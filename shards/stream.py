@@ -1,0 +1,281 @@
+"""Order -> bytes -> clip batches: a webdataset pipeline whose source is ours.
+
+    source      (epoch, step) by (epoch, step), which clip of which sample    order.py, clips.py: no I/O
+    read        + the video's bytes, checked by CRC-32                        a few threads
+    decode      + the clip's planes                                           one thread a core
+    batch       -> ClipBatch                                                  these lanes' part of the global batch
+    ahead       the stages above run this many batches ahead                  a thread
+
+Samples travel as dicts, as in any webdataset pipeline; stages of a user's own go between decode and batch. Threads and
+not processes: PyAV lets go of Python's lock while it decodes, nothing is forked inside a Ray worker, and the order of
+samples is kept whatever the threads do.
+
+B clips, T frames, H x W the stored frames' size.
+"""
+
+import queue
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from webdataset.pipeline import DataPipeline
+
+from shards.clips import Clip, ClipConfig, evaluation_clips, evaluation_views, train_clip
+from shards.index import BadShards, Index, Sample
+from shards.order import PADDING, Order, lanes_of
+from shards.store import FolderStore, Store
+from shards.video import BadVideo, read_frames
+
+T = TypeVar("T")
+Stage = Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipBatch:
+    """Clips of stored frames, not yet cropped: what shards/ hands to the model. Padding has weight 0."""
+
+    frames: Tensor  # (B, T, H * 3 // 2, W) uint8, yuv420p planes
+    box: Tensor  # (B, 4) int64: top, left, height, width of the part to cut out
+    mirror: Tensor  # (B,) bool
+    label: Tensor  # (B,) int64
+    weight: Tensor  # (B,) float32: 1, or 0 for padding
+    draw: Tensor  # (B,) int64: 63 random bits of each sample in this epoch
+    sample: Tensor  # (B,) int64: the sample's number in its split
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def to(self, device: torch.device) -> "ClipBatch":
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def split(self, parts: int) -> list["ClipBatch"]:
+        """Equal parts, in order, one for each accumulated step."""
+        size = len(self) // parts
+        return [self.map(lambda tensor, at=at: tensor[at : at + size]) for at in range(0, len(self), size)]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "ClipBatch":
+        return ClipBatch(**{field.name: function(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How much work and memory reading may take. It never changes what is read."""
+
+    decode_threads: int = 2
+    """Threads that decode videos, in each worker."""
+    batches_ahead: int = 2
+    """Batches that each worker decodes ahead of the one in use."""
+
+
+def train_batches(
+    index: Index,
+    clips: ClipConfig,
+    order: Order,
+    *,
+    rank: int,
+    world_size: int,
+    start: tuple[int, int] = (0, 0),
+    reading: Reading | None = None,
+    stages: Sequence[Stage] = (),
+) -> Generator[tuple[tuple[int, int], ClipBatch], None, None]:
+    """This rank's part of every global batch from (epoch, step) on, without end: ((epoch, step), its lanes' clips).
+
+    Raises BadBatch if the workers do not divide the global batch; while reading, BadShards with shard, key and offset.
+    """
+    lanes = lanes_of(rank, world_size, order.global_batch)
+    source = partial(train_source, index, clips, order, lanes, start)
+    return clip_batches(source, index, len(lanes), reading or Reading(), stages)
+
+
+def evaluation_batches(
+    index: Index,
+    clips: ClipConfig,
+    *,
+    global_batch: int,
+    num_clips: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    reading: Reading | None = None,
+) -> Iterator[tuple[tuple[int, int], ClipBatch]]:
+    """This rank's part of one pass over a split: every video once, `num_clips` equally spaced clips of each.
+
+    A batch holds the clips of global_batch / world_size videos, video by video, centre view; all ranks get equally many
+    batches, the last of them filled up with padding of weight 0.
+    """
+    order = Order([shard.samples for shard in index.shards], global_batch, seed=None)
+    lanes = lanes_of(rank, world_size, global_batch)
+    source = partial(evaluation_source, index, clips, order, lanes, num_clips)
+    return clip_batches(source, index, len(lanes), reading or Reading(), ())
+
+
+def clip_batches(
+    source: Callable[[], Iterator[dict[str, Any]]],
+    index: Index,
+    batch_size: int,
+    reading: Reading,
+    stages: Sequence[Stage],
+) -> Generator[tuple[tuple[int, int], ClipBatch], None, None]:
+    """The pipeline: the samples of a source -> ((epoch, step), ClipBatch)."""
+    store = FolderStore(index.folder)
+    in_flight = max(reading.decode_threads, batch_size)
+    yield from DataPipeline(
+        source,
+        partial(ordered_map, partial(read_video, store), num_threads=2, in_flight=in_flight),
+        partial(ordered_map, partial(decode_clip, index), num_threads=reading.decode_threads, in_flight=in_flight),
+        *stages,
+        partial(batched, batch_size=batch_size),
+        partial(ahead, depth=reading.batches_ahead),
+    )
+
+
+def train_source(
+    index: Index, clips: ClipConfig, order: Order, lanes: range, start: tuple[int, int]
+) -> Iterator[dict[str, Any]]:
+    """Which clip of which sample each lane shows at each step, for ever."""
+    packing, seed = index.info.packing, order.seed
+    assert seed is not None
+    epoch, step = start
+    while True:
+        for number in order.samples(epoch, step, lanes):
+            sample = index[int(number)]
+            clip = train_clip(sample.num_frames, packing.height, packing.width, clips, seed, epoch, sample.number)
+            yield {
+                "__key__": sample.key,
+                "place": (epoch, step),
+                "sample": sample,
+                "clip": clip,
+                "weight": 1.0,
+            }
+        step += 1
+        if step == order.steps_per_epoch:
+            epoch, step = epoch + 1, 0
+
+
+def evaluation_source(
+    index: Index, clips: ClipConfig, order: Order, lanes: range, num_clips: int
+) -> Iterator[dict[str, Any]]:
+    """Every sample once, its clips laid end to end; padding repeats sample 0 with weight 0, so that shapes stay equal."""
+    packing = index.info.packing
+    [(box, mirror)] = evaluation_views(packing.height, packing.width, 1, clips)
+    for step in range(order.steps_per_epoch):
+        for number in order.samples(0, step, lanes):
+            sample = index[max(0, int(number))]
+            frames = evaluation_clips(sample.num_frames, num_clips, clips)
+            clip = Clip(frames=frames.reshape(-1), box=box, mirror=mirror, draw=0)
+            weight = float(number != PADDING)
+            yield {
+                "__key__": sample.key, "place": (0, step), "sample": sample, "clip": clip, "weight": weight,
+                "num_clips": num_clips,
+            }  # fmt: skip
+
+
+def read_video(store: Store, item: dict[str, Any]) -> dict[str, Any]:
+    """Adds the video's bytes. Raises BadShards with shard, key and offset if they are not those that were packed."""
+    sample: Sample = item["sample"]
+    data = store.read(sample.shard, sample.offset, sample.size_bytes)
+    if zlib.crc32(data) != sample.crc32:
+        raise BadShards(
+            f"{sample.shard}: the {sample.size_bytes} bytes at offset {sample.offset} are not those of {sample.key} "
+            "that were packed (CRC-32 differs); restore the shard, or pack again"
+        )
+    return {**item, "mp4": data}
+
+
+def decode_clip(index: Index, item: dict[str, Any]) -> dict[str, Any]:
+    """Replaces the video's bytes by the clip's planes (T, H * 3 // 2, W) uint8."""
+    sample: Sample = item["sample"]
+    clip: Clip = item["clip"]
+    try:
+        planes = read_frames(item.pop("mp4"), clip.frames.tolist(), index.info.packing)
+    except BadVideo as error:
+        raise BadShards(f"{sample.shard}: {sample.key} at offset {sample.offset}: {error}") from None
+    return {**item, "planes": planes}
+
+
+def batched(items: Iterator[dict[str, Any]], batch_size: int) -> Iterator[tuple[tuple[int, int], ClipBatch]]:
+    """Joins `batch_size` samples of one step, each of one or several clips laid end to end."""
+    items = iter(items)
+    while group := [item for _, item in zip(range(batch_size), items, strict=False)]:
+        yield group[0]["place"], collate(group)
+
+
+def collate(group: Sequence[dict[str, Any]]) -> ClipBatch:
+    num_clips = group[0].get("num_clips", 1)
+
+    def column(values: Iterable[Any], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(list(values), dtype=dtype).repeat_interleave(num_clips, dim=0)
+
+    frames = torch.from_numpy(np.stack([item["planes"] for item in group]))
+    return ClipBatch(
+        frames=frames.reshape(len(group) * num_clips, -1, *frames.shape[2:]),
+        box=column((item["clip"].box for item in group), torch.int64),
+        mirror=column((item["clip"].mirror for item in group), torch.bool),
+        label=column((item["sample"].label for item in group), torch.int64),
+        weight=column((item["weight"] for item in group), torch.float32),
+        draw=column((item["clip"].draw for item in group), torch.int64),
+        sample=column((item["sample"].number for item in group), torch.int64),
+    )
+
+
+def ordered_map(function: Callable[[Any], T], items: Iterable[Any], num_threads: int, in_flight: int) -> Iterator[T]:
+    """function(item) for every item, computed by threads, at most `in_flight` at a time, handed on in order."""
+    futures: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix=getattr(function, "__name__", "stage")) as pool:
+        try:
+            for item in items:
+                futures.append(pool.submit(function, item))
+                if len(futures) >= in_flight:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items, taken by a thread of its own up to `depth` ahead; the thread ends when the reader stops."""
+    handed: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=max(1, depth))
+    stopped = threading.Event()
+
+    def put(good: bool, item: Any) -> None:
+        while not stopped.is_set():
+            try:
+                handed.put((good, item), timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def take() -> None:
+        with closing(iter(items)) as taken:  # pyright: ignore[reportArgumentType]  # stages are generators
+            try:
+                for item in taken:
+                    if stopped.is_set():
+                        return
+                    put(True, item)
+                put(False, None)
+            except BaseException as error:
+                put(False, error)
+
+    thread = threading.Thread(target=take, name="clip-batches-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            good, item = handed.get()
+            if good:
+                yield item
+            elif item is None:
+                return
+            else:
+                raise item
+    finally:
+        stopped.set()
+        thread.join()
