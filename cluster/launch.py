@@ -71,6 +71,8 @@ def start_ray() -> None:
         return
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    # That authentication is on is as it should be, and no news.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, RayError) as error:

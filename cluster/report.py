@@ -149,7 +149,12 @@ class Report:
 
 
 def git_commit(folder: Path) -> str:
-    """The commit of the code that runs, with "+changes" if it has any; "unknown" outside a clone."""
+    """The commit of the code that runs, with "+changes" if it has any.
+
+    Code that was uploaded by `ray job submit` is no clone: GRURCN_COMMIT tells its commit, else it is "unknown".
+    """
+    if "GRURCN_COMMIT" in os.environ:
+        return os.environ["GRURCN_COMMIT"]
     try:
         commit = git(folder, "rev-parse", "HEAD")
         return f"{commit}+changes" if git(folder, "status", "--porcelain") else commit

@@ -40,7 +40,8 @@ def resize_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) ->
     """start (B,), length (B,) of a stretch of a line of in_size pixels -> weights (B, out_size, in_size) that resize it.
 
     A triangle as wide as one output pixel, or one input pixel where that is wider: bilinear when enlarging, an
-    antialiased mean when shrinking. Pixels outside the stretch do not count, as if it had been cut out first.
+    antialiased mean when shrinking. Pixels outside the stretch do not count, as if it had been cut out first; chroma that
+    an odd box cuts through the middle counts as inside, so that a stretch is never empty.
     """
     step = (length / out_size)[:, None, None]  # input pixels an output pixel
     reach = step.clamp(min=1)
@@ -49,7 +50,7 @@ def resize_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) ->
     centre = start[:, None, None] + output * step
     weights = (1 - (pixel - centre).abs() / reach).clamp(min=0)
     first, last = start[:, None, None], (start + length)[:, None, None]
-    weights = weights * ((pixel > first) & (pixel < last))
+    weights = weights * ((pixel >= first) & (pixel <= last))
     return weights / weights.sum(dim=2, keepdim=True)
 
 

@@ -23,9 +23,10 @@ class ConvGRU(nn.Module):
 
     def reset_parameters(self) -> None:
         """Glorot input kernels, orthogonal recurrent kernels, one matrix a gate (the paper does not say)."""
-        for weight in (*self.w.weight.chunk(3), *self.u_gates.weight.chunk(2), self.u.weight):
-            initialise = nn.init.orthogonal_ if weight.shape[1] == self.channels else nn.init.xavier_uniform_
-            initialise(weight)
+        for weight in self.w.weight.chunk(3):
+            nn.init.xavier_uniform_(weight)
+        for weight in (*self.u_gates.weight.chunk(2), self.u.weight):
+            nn.init.orthogonal_(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, X, H, W) -> the state after each frame (B, T, C, H, W). The state before the first is zero."""

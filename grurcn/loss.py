@@ -32,7 +32,10 @@ class Tally:
         log_probs = log_probs.detach().double()
         weight = torch.ones(len(label), device=label.device) if weight is None else weight
         chosen = log_probs.gather(1, label[:, None])
-        better = (log_probs > chosen).sum(dim=1)  # classes that score above the right one
+        # Classes that come before the right one; a tie goes to the lower number, or a model that scores all classes alike
+        # would be right about every clip.
+        lower = torch.arange(log_probs.shape[1], device=label.device) < label[:, None]
+        better = ((log_probs > chosen) | (log_probs == chosen) & lower).sum(dim=1)
         # A score that is not a number beats nothing, and must not count as right.
         right = [(better < k) & chosen[:, 0].isfinite() for k in (1, 5)]
         columns = [torch.ones_like(chosen[:, 0]), chosen[:, 0], right[0].double(), right[1].double()]

@@ -6,6 +6,7 @@ B clips, T frames, X map channels, C state channels, H x W a map's size, L level
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -72,6 +73,7 @@ class GRURCN(nn.Module):
             pooled = [tap.channels for tap in taps]
         self.heads = nn.ModuleList(nn.Linear(channels, num_classes) for channels in pooled)
         self.trunk.requires_grad_(not config.frozen)
+        self.train()  # a new module is in training mode, and so would a frozen trunk be
 
     def train(self, mode: bool = True) -> "GRURCN":
         """A frozen trunk stays in evaluation mode: its dropout is off."""
@@ -84,7 +86,7 @@ class GRURCN(nn.Module):
         """clips (B, T, 3, S, S), normalised; draw (B,) int64, each clip's random bits for dropout
         -> log-probabilities of each level (B, L, K). The clip's are log_mean_vote of them."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
-            maps = self.trunk(clips.flatten(0, 1))  # {tap: (B*T, X, H, W)}
+            maps = self.trunk(clips.flatten(0, 1), partial(self.drop_fc, draw))  # {tap: (B*T, X, H, W)}
         votes = []
         for level, (x, head) in enumerate(zip(maps.values(), self.heads, strict=True)):
             x = x.unflatten(0, clips.shape[:2])  # (B, T, X, H, W)
@@ -96,6 +98,12 @@ class GRURCN(nn.Module):
                 pooled = dropout(pooled, self.config.dropout, draw, level)
             votes.append(log_mean_vote(head(pooled).float().log_softmax(dim=-1)))  # (B, K)
         return torch.stack(votes, dim=1)
+
+    def drop_fc(self, draw: Tensor, fc6: Tensor) -> Tensor:
+        """fc6 (B*T, X) with half of each clip's channels dropped, the same in all its frames, where the trunk learns."""
+        if not self.trunk.training:
+            return fc6
+        return dropout(fc6.unflatten(0, (len(draw), -1)), 0.5, draw, level=len(self.heads)).flatten(0, 1)
 
 
 def log_mean_vote(log_probs: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ loads as it is. Only the layers up to the deepest tap are built.
 N frames, S the input's height and width, X a map's channels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +59,8 @@ class VGG16(nn.Module):
         unknown = [tap for tap in taps if tap not in TAPS]
         if unknown or not taps:
             raise ValueError(f"taps {', '.join(unknown) or '(none)'}: VGG-16 has {', '.join(TAPS)}")
+        if len(set(taps)) < len(taps):
+            raise ValueError(f"taps {', '.join(taps)}: wanted each once")
         self.taps = {tap: tap_of(tap, width) for tap in taps}
         deepest = max(TAPS.index(tap) for tap in taps)
         self.features = features(min(deepest, 4) + 1, width)
@@ -68,8 +70,11 @@ class VGG16(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, frames: Tensor) -> dict[str, Tensor]:
-        """frames (N, 3, S, S), normalised -> {tap: (N, X, S / stride, S / stride)}, deeper taps later."""
+    def forward(self, frames: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
+        """frames (N, 3, S, S), normalised -> {tap: (N, X, S / stride, S / stride)}, in the order of the taps.
+
+        drop (N, X) -> (N, X) stands where VGG-16 has its dropout, between fc6 and fc7.
+        """
         maps: dict[str, Tensor] = {}
         x, pools = frames.contiguous(memory_format=torch.channels_last), 0
         for layer in self.features:
@@ -80,7 +85,7 @@ class VGG16(nn.Module):
         if len(self.classifier):
             x = nn.functional.adaptive_avg_pool2d(x, FC_GRID).flatten(1)  # (N, 49X), in torchvision's order
             for i, layer in enumerate(self.classifier):
-                x = layer(x)
+                x = drop(x) if drop and isinstance(layer, nn.Identity) else layer(x)
                 if isinstance(layer, nn.ReLU):
                     maps["fc6" if i == 1 else "fc7"] = x[:, :, None, None]
         return {tap: maps[tap] for tap in self.taps}
@@ -119,9 +124,9 @@ def classifier(deepest: int, width: float) -> nn.Sequential:
     fc = scaled(FC_CHANNELS, width)
     layers: list[nn.Module] = []
     if deepest >= TAPS.index("fc6"):
-        layers += [nn.Linear(scaled(512, width) * FC_GRID**2, fc), nn.ReLU(), nn.Dropout()]
+        layers += [nn.Linear(scaled(512, width) * FC_GRID**2, fc), nn.ReLU()]
     if deepest >= TAPS.index("fc7"):
-        layers += [nn.Linear(fc, fc), nn.ReLU(), nn.Dropout()]
+        layers += [nn.Identity(), nn.Linear(fc, fc), nn.ReLU()]  # Identity: torchvision's number of the dropout
     return nn.Sequential(*layers)
 
 
@@ -141,6 +146,6 @@ def load_weights(trunk: VGG16, weights: Mapping[str, Tensor], source: str) -> No
         if weights[name].shape != parameter.shape:
             raise BadWeights(
                 f"{source}: {name} is {tuple(weights[name].shape)}, the trunk wants {tuple(parameter.shape)}; "
-                "weights fit a trunk of the same width only (--recipe.model.width 1 for torchvision's)"
+                "weights fit a trunk of the same width only (--model.width 1 for torchvision's)"
             )
     trunk.load_state_dict({name: weights[name] for name in wanted})

@@ -1,11 +1,12 @@
 """Files of pretrained weights: a path, or a URL that is downloaded once and checked by its SHA-256."""
 
 import hashlib
+import http.client
 import os
 import re
 import shutil
-import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -49,7 +50,7 @@ def fetch(source: str) -> Path:
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, partial.open("wb") as file:
             shutil.copyfileobj(answer, file)
@@ -58,7 +59,7 @@ def fetch(source: str) -> Path:
         if found != wanted:
             raise BadWeights(f"{url}: SHA-256 {found}, wanted {wanted}; the file was not kept")
         partial.replace(path)
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = getattr(error, "reason", error)
         raise BadWeights(f"{url}: cannot be downloaded ({reason}); fetch it elsewhere and give its path") from None
     finally:

@@ -10,6 +10,10 @@ import tyro
 
 T = TypeVar("T")
 
+# Options have short names (--workers, not --on.workers), before or after a subcommand.
+STYLE = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
+Flat = tyro.conf.arg(name="")  # marks a group of options whose names need no prefix
+
 # What a user, a file or a machine can cause. Everything else is a fault of ours and keeps its stack trace.
 EXPECTED = (ValueError, OSError)
 
@@ -17,10 +21,15 @@ EXPECTED = (ValueError, OSError)
 def command_line(job: Callable[..., T] | type[T], description: str, args: list[str] | None = None) -> T:
     """Parses the command line into the job's dataclass. Exits with status 2 and one message if that cannot be."""
     try:
-        return tyro.cli(job, description=description, args=args)
+        return tyro.cli(job, prog=prog(), description=description, args=args, config=STYLE)
     except ValueError as error:  # a dataclass that refuses its values
         fail(error, status=2)
         raise
+
+
+def prog() -> str:
+    """The command as people type it."""
+    return f"python -m jobs.{Path(sys.argv[0]).stem}"
 
 
 def run_command(main: Callable[[], int]) -> None:

@@ -1,7 +1,7 @@
 """Evaluate a trained model with the paper's protocol: 25 equally spaced clips x 10 views of every video (section 5.1).
 
     python -m jobs.evaluate --run runs/gru-rcn --shards data/ucf101
-    python -m jobs.evaluate --run runs/gru-rcn --shards data/ucf101 --clips 5 --views 5 --on.workers 2
+    python -m jobs.evaluate --run runs/gru-rcn --shards data/ucf101 --clips 5 --views 5 --workers 2
 
 The probabilities of all clips and views of a video are averaged. Each video counts once over any number of workers, and its
 frames are decoded once. Scores go to RUN/evaluations/SPLIT-CLIPSxVIEWS/: scores.parquet (a row a video: key, label, class,
@@ -17,7 +17,7 @@ import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +33,7 @@ from cluster.runs import Model, load_best, write_json
 from grurcn.frames import to_clips
 from grurcn.loss import Tally
 from grurcn.model import GRURCN, build_model, log_mean_vote
-from jobs.command import command_line, finish, run_command
+from jobs.command import Flat, command_line, finish, run_command
 from jobs.recipes import Recipe
 from shards.clips import Box, evaluation_views
 from shards.index import Index
@@ -62,8 +62,8 @@ class Evaluate:
     """Clips in their views that the model computes at once, on each worker; fewer take less memory."""
     precision: str = "auto"
     """auto: fp32 on a CPU, bf16 on a GPU that has it, else fp16."""
-    on: Workers = field(default_factory=Workers)
-    reading: Reading = field(default_factory=Reading)
+    on: Annotated[Workers, Flat] = field(default_factory=Workers)
+    reading: Annotated[Reading, Flat] = field(default_factory=Reading)
     json: Path | None = None
     """Write the result as JSON to this file."""
 

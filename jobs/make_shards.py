@@ -15,14 +15,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import ray
 from ray.exceptions import RayTaskError
 
 from cluster.launch import start_ray
 from cluster.progress import Bar, duration
-from jobs.command import command_line, finish, run_command
+from jobs.command import Flat, command_line, finish, run_command
 from shards.index import DatasetInfo
 from shards.pack import Plan, Progress, ShardPlan, finish_packing, open_target, pack_shard, plan_packing
 from shards.sources import Source
@@ -37,7 +37,7 @@ class MakeShards:
     """Where the videos and their labels come from."""
     out: Path
     """Folder that the shards go to."""
-    packing: Packing = field(default_factory=Packing)
+    packing: Annotated[Packing, Flat] = field(default_factory=Packing)
     videos_per_shard: int = 100
     """Videos in a shard. Many small shards mix better, few large ones are kinder to object stores."""
     seed: int = 0
@@ -87,7 +87,7 @@ def pack(plan: Plan, waiting: list[ShardPlan], workers: int | None) -> Iterator[
                 running.add(task.remote(plan.folder, queue.pop(), plan.classes))
             ready: Any = ray.wait(list(running), num_returns=1, fetch_local=False)[0][0]
             try:
-                yield ray.get(next(ready))
+                yield cast(Progress, ray.get(next(ready)))
             except StopIteration:
                 running.discard(ready)
             except RayTaskError as error:

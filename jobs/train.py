@@ -15,7 +15,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -25,7 +25,7 @@ from cluster.report import Report, git_commit, open_run, tracking_uri, ui_comman
 from cluster.runs import Identity, OtherRun, RunFolder
 from grurcn.model import build_model
 from grurcn.weights import read_weights
-from jobs.command import finish, run_command
+from jobs.command import STYLE, Flat, finish, prog, run_command
 from jobs.recipes import RECIPES, Recipe, flat
 from jobs.training import train_worker
 from shards.index import Index
@@ -39,7 +39,7 @@ class Train:
 
     shards: Path
     """Folder that jobs.make_shards wrote, seen by every worker."""
-    recipe: Recipe
+    recipe: Annotated[Recipe, Flat]
     """What the run is; changing any of it makes another run."""
     storage: Path = Path("runs")
     """Folder of all runs, seen by every worker."""
@@ -47,8 +47,8 @@ class Train:
     """Of the run, its folder in the storage. Default: the recipe's name."""
     experiment: str = "grurcn"
     """MLflow experiment that the run belongs to."""
-    on: Workers = field(default_factory=Workers)
-    reading: Reading = field(default_factory=Reading)
+    on: Annotated[Workers, Flat] = field(default_factory=Workers)
+    reading: Annotated[Reading, Flat] = field(default_factory=Reading)
     accumulation: int = 1
     """Parts that each worker's share of a global batch is computed in, for less memory."""
     zero: Literal[0, 1, 2, 3] = 0
@@ -81,7 +81,7 @@ def parse(args: list[str] | None = None) -> tuple[str, Train]:
         for name, recipe in RECIPES.items()
     }
     args = sys.argv[1:] if args is None else args
-    job = tyro.extras.overridable_config_cli(recipes, description=__doc__, args=args)
+    job = tyro.extras.overridable_config_cli(recipes, prog=prog(), description=__doc__, args=args, config=STYLE)
     name = next(word for word in args if word in RECIPES)
     return name, job
 
@@ -104,7 +104,7 @@ def main(recipe_name: str, job: Train) -> int:
         run.finish(result)
         report.end()
     else:
-        print(f"{run.path} is finished already; choose another --name to train anew", flush=True)
+        print(f"{run.path} was finished before; choose another --name to train anew", flush=True)
     conclude(job, run, identity, result, time.monotonic() - started)
     return 0
 
@@ -215,7 +215,7 @@ def train(job: Train, run: RunFolder, identity: Identity) -> dict[str, Any]:
 def conclude(job: Train, run: RunFolder, identity: Identity, result: dict[str, Any], seconds: float) -> None:
     early = " (stopped early)" if result["stopped_early"] else ""
     finish(
-        f"trained {result['steps']:,} steps{early} in {duration(seconds)}: validation loss {result['val_loss']:.4f}, top-1 "
+        f"trained {result['steps']:,} steps{early} ({duration(seconds)} of it now): validation loss {result['val_loss']:.4f}, top-1 "
         f"{result['val_top1']:.4f} at its best, step {result['best_step']:,}; model and checkpoints in {run.path}; "
         f"see the run: {ui_command(identity.tracking_uri)}",
         {

@@ -209,8 +209,8 @@ def tell(
     if not math.isfinite(train["loss"]):
         first = progress.step - job["log_every"] + 1
         raise Diverged(
-            f"the loss is {train['loss']} in steps {max(1, first)} to {progress.step}; lower --recipe.optim.learning-rate, "
-            f"or clip sooner than --recipe.optim.clip-norm {recipe.optim.clip_norm:g}"
+            f"the loss is {train['loss']} in steps {max(1, first)} to {progress.step}; lower --optim.learning-rate, "
+            f"or clip sooner than --optim.clip-norm {recipe.optim.clip_norm:g}"
         )
     values = {f"train/{key}": value for key, value in train.items()} | {"train/learning_rate": rate}
     values |= {f"perf/{key}": value for key, value in perf.items()}

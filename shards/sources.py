@@ -57,7 +57,7 @@ class Ucf101:
     """Which of the three official splits."""
     val_share: float = 0.1
     """Share of each class's training groups (g01..g25) held out for validation."""
-    seed: int = 0
+    seed: Annotated[int, tyro.conf.arg(name="split-seed")] = 0
     """Decides which groups are held out."""
 
     def entries(self) -> Listing:
@@ -95,7 +95,7 @@ class Folder:
     """Share of the groups held out for validation."""
     test_share: float = 0.2
     """Share of the groups held out for testing."""
-    seed: int = 0
+    seed: Annotated[int, tyro.conf.arg(name="split-seed")] = 0
     """Decides which groups are held out."""
 
     def entries(self) -> Listing:
