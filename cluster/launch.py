@@ -5,8 +5,6 @@ A worker function takes one dictionary (the job), to which this file adds "devic
 caller. What it raises reaches the caller as it was raised.
 """
 
-import logging
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,22 +20,11 @@ from ray.train import LoggingConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.connect import NoCluster, start_ray
 from cluster.engine import start_world_of_one
 
 News = dict[str, Any]
 SECONDS_BETWEEN_LOOKS = 0.5
-SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # each report waits for the controller's next look: 2 s by default
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
-
-class NoCluster(OSError):
-    """Ray cannot be reached, or lacks what a job asks for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +33,14 @@ class Workers:
 
     workers: int = 0
     """Ray Train workers; 0 runs in this process, without Ray."""
-    cpus_per_worker: int = 1
-    """CPU cores that each worker computes and decodes with."""
+    cpus_per_worker: int | None = None
+    """CPU cores that each worker computes with. Default: 1, or all of them in this process. With 1, a resumed run on
+    CPUs repeats every bit; several threads add up some gradients in the order in which they finish."""
     gpus: bool | None = None
     """One GPU for each worker. Default: if there are any."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.cpus_per_worker < 1:
+        if self.workers < 0 or (self.cpus_per_worker is not None and self.cpus_per_worker < 1):
             raise ValueError(
                 f"workers {self.workers}, cpus_per_worker {self.cpus_per_worker}: wanted at least 0 and at least 1"
             )
@@ -60,27 +48,6 @@ class Workers:
     @property
     def world_size(self) -> int:
         return max(1, self.workers)
-
-
-def start_ray() -> None:
-    """Connects to the cluster that RAY_ADDRESS or a local `ray start` names; else starts Ray on this machine.
-
-    Raises NoCluster if there is none at that address.
-    """
-    if ray.is_initialized():
-        return
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    # That authentication is on is as it should be, and no news.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    try:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    except (ConnectionError, RuntimeError, RayError) as error:
-        address = os.environ.get("RAY_ADDRESS", "this machine")
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NoCluster(
-            f"no Ray cluster at {address} ({first_line}); start one with: ray start --head, or unset RAY_ADDRESS"
-        ) from None
 
 
 def run_workers(
@@ -100,13 +67,19 @@ def run_workers(
     start_ray()
     gpus = options.gpus if options.gpus is not None else ray.cluster_resources().get("GPU", 0) > 0
     check_resources(options, gpus)
+    mailbox = new_mailbox()
     trainer = TorchTrainer(
         run_on_worker,
-        train_loop_config={"function": function, "job": job, "mailbox": (mailbox := new_mailbox())},
+        train_loop_config={
+            "function": function,
+            "job": job,
+            "mailbox": mailbox,
+            "threads": options.cpus_per_worker or 1,
+        },
         scaling_config=ScalingConfig(
             num_workers=options.workers,
             use_gpu=gpus,
-            resources_per_worker={"CPU": options.cpus_per_worker, **({"GPU": 1} if gpus else {})},
+            resources_per_worker={"CPU": options.cpus_per_worker or 1, **({"GPU": 1} if gpus else {})},
         ),
         run_config=RunConfig(
             storage_path=str(storage.absolute()),
@@ -131,14 +104,11 @@ def run_here(
     """In this process, as a world of one."""
     gpus = torch.cuda.is_available() if options.gpus is None else options.gpus
     device = torch.device("cuda", 0) if gpus else torch.device("cpu")
-    ours = not dist.is_initialized()
-    if ours:
-        start_world_of_one(device)
-    try:
-        return function({**job, "device": device, "report_checkpoint": lambda *_: None})
-    finally:
-        if ours:
-            dist.destroy_process_group()
+    if options.cpus_per_worker:
+        torch.set_num_threads(options.cpus_per_worker)
+    if not dist.is_initialized():
+        start_world_of_one(device)  # for the life of the process: DeepSpeed remembers the first one that it saw
+    return function({**job, "device": device, "report_checkpoint": lambda *_: None})
 
 
 def run_on_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +116,7 @@ def run_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     mailbox = config["mailbox"]
     device = get_device()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+        torch.set_num_threads(config["threads"])
     tell = lambda news: mailbox.put.remote(news)  # noqa: E731
     return config["function"]({**config["job"], "device": device, "tell": tell, "report_checkpoint": report_checkpoint})
 
@@ -160,7 +130,7 @@ def report_checkpoint(folder: Path, metrics: dict[str, Any]) -> None:
 def check_resources(options: Workers, gpus: bool) -> None:
     """Ray would wait for ever for a machine that may never come."""
     found = ray.cluster_resources()
-    wanted = {"CPU": options.workers * options.cpus_per_worker, "GPU": options.workers if gpus else 0}
+    wanted = {"CPU": options.workers * (options.cpus_per_worker or 1), "GPU": options.workers if gpus else 0}
     for kind, count in wanted.items():
         if found.get(kind, 0) < count:
             raise NoCluster(

@@ -60,7 +60,7 @@ def fetch(source: str) -> Path:
             raise BadWeights(f"{url}: SHA-256 {found}, wanted {wanted}; the file was not kept")
         partial.replace(path)
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        reason = getattr(error, "reason", error)
+        reason = str(getattr(error, "reason", error)).strip()
         raise BadWeights(f"{url}: cannot be downloaded ({reason}); fetch it elsewhere and give its path") from None
     finally:
         partial.unlink(missing_ok=True)

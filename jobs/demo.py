@@ -25,7 +25,8 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from cluster.launch import Workers, start_ray
+from cluster.connect import start_ray
+from cluster.launch import Workers
 from cluster.progress import Bar, duration
 from cluster.report import tracking_uri, ui_command
 from cluster.runs import write_json

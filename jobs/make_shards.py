@@ -20,7 +20,7 @@ from typing import Annotated, Any, cast
 import ray
 from ray.exceptions import RayTaskError
 
-from cluster.launch import start_ray
+from cluster.connect import start_ray
 from cluster.progress import Bar, duration
 from jobs.command import Flat, command_line, finish, run_command
 from shards.index import DatasetInfo

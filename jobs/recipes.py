@@ -88,15 +88,16 @@ def gru_rcn_small() -> Recipe:
     """GRU-RCN over a narrow trunk that learns from nothing, on small frames: for CPUs and first tries.
 
     python -m jobs.train gru-rcn-small --shards data/mine --workers 2
-    Cost: about 1 s a step of 16 clips on two CPU cores.  Paper: none.  Ours: docs/results.md.
+    Cost: about 5 minutes on two CPU cores.  Paper: none.  Ours: docs/results.md.
     """
     return Recipe(
-        model=ModelConfig(taps=("pool2", "pool3", "pool4"), hidden=(16, 32, 48), width=0.125, dropout=0.5),
-        clips=ClipConfig(num_frames=10, stride=3, size=80),
-        optim=OptimConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=20, clip_norm=1.0),
+        model=ModelConfig(taps=("pool2", "pool3", "pool4"), hidden=(16, 32, 48), width=0.125, dropout=0.3),
+        clips=ClipConfig(num_frames=10, stride=3, size=64),
+        optim=OptimConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, clip_norm=1.0),
+        loss="heads",
         global_batch=16,
-        num_steps=400,
-        val_every=50,
+        num_steps=600,
+        val_every=100,
         patience=0,
     )
 

@@ -215,8 +215,8 @@ def train(job: Train, run: RunFolder, identity: Identity) -> dict[str, Any]:
 def conclude(job: Train, run: RunFolder, identity: Identity, result: dict[str, Any], seconds: float) -> None:
     early = " (stopped early)" if result["stopped_early"] else ""
     finish(
-        f"trained {result['steps']:,} steps{early} ({duration(seconds)} of it now): validation loss {result['val_loss']:.4f}, top-1 "
-        f"{result['val_top1']:.4f} at its best, step {result['best_step']:,}; model and checkpoints in {run.path}; "
+        f"trained {result['steps']:,} steps{early} ({duration(seconds)} of it now): best at step {result['best_step']:,} with "
+        f"validation loss {result['val_loss']:.4f}, top-1 {result['val_top1']:.4f}; model and checkpoints in {run.path}; "
         f"see the run: {ui_command(identity.tracking_uri)}",
         {
             "run": str(run.path),

@@ -101,7 +101,7 @@ def read_dataset(folder: Path) -> DatasetInfo:
         raise BadShards(f"{path}: not found ({state}); pack videos with: python -m jobs.make_shards") from None
     except ValueError as error:
         raise BadShards(f"{path}: not a JSON file ({error}); pack the videos again") from None
-    if content.pop("format", None) != FORMAT:
+    if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise BadShards(f"{path}: not the description of a packed data set (no format {FORMAT!r})")
     version = content.pop("version", None)
     if version != FORMAT_VERSION:

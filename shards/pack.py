@@ -107,6 +107,7 @@ def open_target(plan: Plan) -> list[ShardPlan]:
     if (plan.folder / "dataset.json").exists():
         if read_dataset(plan.folder).plan != plan.digest:
             raise BadShards(other_packing(plan.folder))
+        shutil.rmtree(plan.folder / RECORDS, ignore_errors=True)  # of a packing that was killed in its last moment
         return []
     records = plan.folder / RECORDS
     records.mkdir(parents=True, exist_ok=True)

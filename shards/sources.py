@@ -6,6 +6,7 @@ whether a video decodes is found out while packing (pack.py).
 
 import csv
 import hashlib
+import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -66,7 +67,7 @@ class Ucf101:
         require_folder(self.lists, "--lists")
         if self.split not in (1, 2, 3):
             raise BadSource(f"--split {self.split}: UCF-101 has the splits 1, 2 and 3")
-        classes = tuple(line.split()[1] for line in read_lines(self.lists / "classInd.txt"))
+        classes = self.class_names()
         entries = []
         for split in ("train", "test"):
             listing = self.lists / f"{split}list{self.split:02}.txt"
@@ -80,6 +81,14 @@ class Ucf101:
                 label, group = match[1], f"{match[1]}_g{match[2]}"
                 entries.append(Entry(path=self.videos / name, name=name, key="", label=label, split=split, group=group))
         return finish(classes, hold_out(entries, "val", self.val_share, self.seed))
+
+    def class_names(self) -> tuple[str, ...]:
+        path = self.lists / "classInd.txt"
+        lines = read_lines(path)
+        for number, line in enumerate(lines, start=1):
+            if not re.fullmatch(r"\d+\s+\w+", line):
+                raise BadSource(f"{path}:{number}: {line!r} is not a class's number and name")
+        return tuple(line.split()[1] for line in lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +126,20 @@ class Folder:
 
     def entry(self, label: str, path: Path) -> Entry:
         name = path.relative_to(self.videos).as_posix()
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise BadSource(f"{self.videos}/{name!r}: the file's name is not UTF-8; rename it") from None
         return Entry(path=path, name=name, key="", label=label, split="train", group=self.group_of(name))
 
     def group_of(self, name: str) -> str:
         if self.group is None:
             return name
         match = search_pattern(self.group, name)
-        return match[1] if match.re.groups else match[0]
+        group = match[1] if match.re.groups else match[0]
+        if not group:
+            raise BadSource(f"{name}: --group {self.group!r} matches nothing there; every video must have a group")
+        return group
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +158,7 @@ class Csv:
         require_file(self.table, "--table")
         root = self.root or self.table.parent
         require_folder(root, "--root")
-        with self.table.open(newline="", encoding="utf-8-sig") as lines:
+        with io.StringIO(read_text(self.table), newline="") as lines:
             reader = csv.DictReader(lines)
             missing = {"path", "label", "split"} - set(reader.fieldnames or ())
             if missing:
@@ -163,8 +179,9 @@ class Csv:
 
     def entry(self, line: int, row: dict[str, str], root: Path, classes: Sequence[str]) -> Entry:
         where = f"{self.table}:{line}"
-        if not row["path"]:
-            raise BadSource(f"{where}: the path is empty")
+        for column in ("path", "label"):
+            if not row[column]:
+                raise BadSource(f"{where}: the {column} is empty")
         if row["split"] not in SPLITS:
             raise BadSource(f"{where}: split {row['split']!r} is none of {', '.join(SPLITS)}")
         if row["label"] not in classes:
@@ -218,7 +235,7 @@ def hold_out(entries: Sequence[Entry], split: str, share: float, seed: int) -> l
 def finish(classes: tuple[str, ...], entries: Iterable[Entry]) -> Listing:
     """Gives each entry its key, and checks what every source must keep: unique videos, groups in one split."""
     entries = tuple(entries)
-    double = [name for name, count in Counter(entry.name for entry in entries).items() if count > 1]
+    double = [path for path, count in Counter(entry.path for entry in entries).items() if count > 1]
     if double:
         raise BadSource(f"{double[0]}: listed more than once ({len(double)} such videos); list each video once")
     split_of_group: dict[str, str] = {}
@@ -278,4 +295,12 @@ def require_file(path: Path, option: str) -> None:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty, without their ends (LF or CRLF)."""
     require_file(path, "list")
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file's text, its line ends as they are, without a byte order mark."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSource(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from None

@@ -202,10 +202,19 @@ def decode_clip(index: Index, item: dict[str, Any]) -> dict[str, Any]:
 
 
 def batched(items: Iterator[dict[str, Any]], batch_size: int) -> Iterator[tuple[tuple[int, int], ClipBatch]]:
-    """Joins `batch_size` samples of one step, each of one or several clips laid end to end."""
+    """Joins `batch_size` samples of one step, each of one or several clips laid end to end.
+
+    Raises ValueError if a stage before it did not hand on each sample once, in order.
+    """
     items = iter(items)
     while group := [item for _, item in zip(range(batch_size), items, strict=False)]:
-        yield group[0]["place"], collate(group)
+        place = group[0]["place"]
+        if len(group) < batch_size or any(item["place"] != place for item in group):
+            raise ValueError(
+                f"epoch {place[0]}, step {place[1]}: {batch_size} samples of this step are wanted, other ones came; "
+                "a stage must hand on every sample once, in order"
+            )
+        yield place, collate(group)
 
 
 def collate(group: Sequence[dict[str, Any]]) -> ClipBatch:

@@ -19,6 +19,7 @@ import imageio_ffmpeg
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from av.video.stream import VideoStream
@@ -116,22 +117,23 @@ def decode_upright(path: Path, packing: Packing) -> Iterator[np.ndarray]:
                     count += 1
         except (FFmpegError, EOFError) as error:
             raise BadVideo(broken(count, promised, reason_of(error))) from None
-        check_end(container, end)
+        check_end(container, stream, end)
     if count == 0:
         raise BadVideo("the video stream has no frames")
 
 
-def check_end(container: InputContainer, end_seconds: float) -> None:
+def check_end(container: InputContainer, stream: VideoStream, end_seconds: float) -> None:
     """Raises BadVideo for a file that was cut off between two packets, at which no decoder takes offence.
 
-    Headers are off by a few frames in many whole files, so a tenth is allowed.
+    Time and not frames: headers count dropped and hidden frames too. They are off by a little in many whole files, so
+    a tenth is allowed.
     """
-    start = (container.start_time or 0) / av.time_base
     promised = (container.duration or 0) / av.time_base
-    found = end_seconds - start
-    if found < 0.9 * promised - 0.2:
+    if container.format.name == "avi" and stream.time_base is not None:
+        promised = float(stream.frames * stream.time_base)  # the container's is a guess from the file's length
+    if end_seconds < 0.9 * promised - 0.2:
         raise BadVideo(
-            f"ends after {found:.2f} s, its header promises {promised:.2f} s; get the whole file, or re-encode it"
+            f"ends after {end_seconds:.2f} of the {promised:.2f} s that its header promises; get the whole file"
         )
 
 
@@ -147,9 +149,10 @@ def open_video(path: Path) -> InputContainer:
 def video_stream(container: InputContainer) -> VideoStream:
     """The stream that a player would show. Decoded by one thread: videos, not frames, are what runs side by side."""
     stream = container.streams.best("video")
-    if not isinstance(stream, VideoStream):
-        kinds = ", ".join(stream.type for stream in container.streams) or "none"
-        raise BadVideo(f"no video stream (streams found: {kinds})")
+    if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:  # a song's cover
+        covers = Disposition.attached_pic
+        kinds = ["cover picture" if other.disposition & covers else other.type for other in container.streams]
+        raise BadVideo(f"no video stream (streams found: {', '.join(kinds) or 'none'})")
     stream.thread_type = "NONE"
     return stream
 

@@ -5,6 +5,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.reformatter import ColorRange, Colorspace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
@@ -85,9 +86,7 @@ def test_each_clip_of_a_batch_gets_its_own_box_and_mirror(size):
 
 def test_a_mirrored_clip_is_the_clip_flipped():
     planes, box = random_planes(), [(2, 7, 30, 33)]
-    torch.testing.assert_close(
-        clips_of(planes, box, 20, [True]), clips_of(planes, box, 20).flip(-1), rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(clips_of(planes, box, 20, [True]), clips_of(planes, box, 20).flip(-1), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [9, 64])
@@ -127,11 +126,8 @@ def test_one_colour_stays_that_colour_in_any_box(data):
 def stored(rgb):
     """rgb (H, W, 3) uint8 -> (H * 3 // 2, W) planes, as shards/ stores them: BT.601, limited range, by ffmpeg."""
     frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
-    reformat = av.video.reformatter
-    planes = frame.reformat(
-        format="yuv420p", dst_colorspace=reformat.Colorspace.ITU601, dst_color_range=reformat.ColorRange.MPEG
-    ).to_ndarray()
-    return torch.from_numpy(planes)
+    stored = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG)
+    return torch.from_numpy(stored.to_ndarray())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""What several test files share: a packed data set of the demo's motions, small enough to make in seconds."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Set before anything imports a numerics library: on few cores, threads that spin in wait take time from the others.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+os.environ.pop("RAY_ADDRESS", None)
+
+from jobs import make_shards
+from jobs.demo import MOTIONS, SIZE, draw_motion, write_video
+from shards.sources import Folder
+from shards.video import Packing
+
+VIDEOS_PER_CLASS = 6
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four classes with six videos each, 24 frames of 40 x 40."""
+    folder = tmp_path_factory.mktemp("videos")
+    for motion in list(MOTIONS)[:4]:
+        (folder / motion).mkdir()
+        for number in range(VIDEOS_PER_CLASS):
+            rng = np.random.default_rng([number, len(motion)])
+            write_video(folder / motion / f"{number}.avi", draw_motion(motion, rng))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those videos packed: 16 for training, 4 for validation, 4 for testing."""
+    out = tmp_path_factory.mktemp("packed") / "shards"
+    make_shards.main(packing_job(videos, out))
+    return out
+
+
+@pytest.fixture(scope="session")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage for all runs, as creating MLflow's database takes seconds."""
+    return tmp_path_factory.mktemp("storage")
+
+
+def packing_job(videos: Path, out: Path, workers: int = 0, **options) -> make_shards.MakeShards:
+    return make_shards.MakeShards(
+        source=Folder(videos=videos, val_share=0.17, test_share=0.17),
+        out=out,
+        packing=Packing(width=SIZE, height=SIZE),
+        videos_per_shard=5,
+        workers=workers,
+        **options,
+    )

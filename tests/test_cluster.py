@@ -1,0 +1,116 @@
+"""The same jobs on a real Ray cluster of this machine: packing, training on two workers, an interruption, evaluation."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from conftest import packing_job
+from mlflow import MlflowClient
+from test_train import ROOT, losses, run_train
+
+from cluster.connect import NoCluster, start_ray
+from cluster.launch import Workers
+from cluster.runs import RunFolder
+from jobs import evaluate, make_shards
+from shards.index import BadShards
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    start_ray()
+    yield
+    ray.shutdown()
+
+
+def test_ray_tasks_pack_the_same_bytes_as_this_process(videos, shards, tmp_path):
+    assert make_shards.main(packing_job(videos, tmp_path / "out", workers=2)) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+        path.name: path.read_bytes() for path in shards.iterdir()
+    }
+
+
+def test_two_workers_train_to_the_losses_of_one_and_evaluate_each_video_once(shards, storage):
+    alone = losses(run_train(shards, storage, "one-worker"))
+    result = run_train(shards, storage, "two-workers", on=Workers(workers=2), zero=2)
+    assert losses(result) == pytest.approx(alone, rel=1e-5)
+
+    runs = MlflowClient(result["tracking_uri"]).search_runs(["1"], "attributes.run_name = 'two-workers'")
+    assert len(runs) == 1  # rank 1 made none
+
+    scores = {}
+    for workers in (0, 2):
+        json_file = storage / f"evaluation-{workers}.json"
+        assert evaluate.main(evaluate.Evaluate(
+            run=storage / "two-workers", shards=shards, clips=3, views=5, on=Workers(workers=workers), json=json_file,
+        )) == 0  # fmt: skip
+        scores[workers] = pq.read_table(json.loads(json_file.read_text())["scores"]).to_pydict()
+    assert scores[0]["key"] == scores[2]["key"]
+    assert len(set(scores[0]["key"])) == 4
+    for one, two in zip(scores[0]["scores"], scores[2]["scores"], strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+    assert not list((storage / "two-workers").glob(".evaluating*"))
+
+
+def test_more_workers_than_the_cluster_has_are_refused_at_once(shards, storage):
+    with pytest.raises(NoCluster, match=r"8 workers want \d+ CPUs, the Ray cluster has"):
+        run_train(shards, storage, "many", on=Workers(workers=8, cpus_per_worker=64))
+
+
+def test_what_a_worker_refuses_reaches_the_caller_as_it_was_raised(shards, storage, tmp_path):
+    (copy := tmp_path / "copy").mkdir()
+    for path in shards.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    shard = copy / "train-000000.tar"
+    damaged = bytearray(shard.read_bytes())
+    damaged[2000] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(
+        BadShards, match=r"train-000000\.tar: the \d+ bytes at offset 512 are not those of \S+ that were packed"
+    ):
+        run_train(copy, storage, "damaged", on=Workers(workers=2))
+
+
+def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(shards, storage):
+    command = [
+        sys.executable, "-m", "jobs.train", "demo", "--shards", str(shards), "--storage", str(storage), "--name", "stopped",
+        "--clips.size", "20", "--num-steps", "2000", "--global-batch", "8", "--val-every", "1000", "--save-every", "5",
+        "--log-every", "5", "--workers", "2",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for line in process.stdout:
+            if line.startswith("step     10"):
+                process.send_signal(signal.SIGINT)
+                break
+        rest, said = process.stdout.read(), process.stderr.read()
+        assert process.wait(timeout=60) == 130, rest + said
+    assert "run the same command again to go on" in said
+    assert "Traceback" not in said
+    run = RunFolder(storage / "stopped")
+    newest = run.newest()
+    identity = run.identity()
+    assert newest is not None
+    assert identity is not None
+    step = int(newest.name.removeprefix("checkpoint-"))
+    assert step >= 5
+    client = MlflowClient(identity.tracking_uri)
+    assert client.get_run(identity.mlflow_run_id).info.status == "KILLED"
+
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert first.startswith(f"going on after step {step}")

@@ -1,0 +1,187 @@
+"""The index says where each sample lies, and refuses files that do not belong together."""
+
+import json
+import shutil
+import zlib
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+from videos import TINY, listing_of, pack
+
+from shards.index import FORMAT_VERSION, SCHEMA, BadShards, DatasetInfo, Index, Shard, index_path, read_dataset
+
+FRAMES = [8, 9, 10, 11, 12, 8, 9]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """Seven videos in train (three shards of 3, 3, 1), none in val."""
+    folder = tmp_path_factory.mktemp("data")
+    return pack(folder / "shards", listing_of(folder / "videos", FRAMES))
+
+
+@pytest.fixture
+def folder(packed, tmp_path):
+    """A copy that may be spoilt."""
+    return shutil.copytree(packed, tmp_path / "shards")
+
+
+def rewrite(folder, **changes):
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_every_sample_lies_where_the_index_says(packed):
+    index = Index(packed, "train")
+    assert len(index) == 7
+    assert [shard.samples for shard in index.shards] == [3, 3, 1]
+    keys = []
+    for number in range(7):
+        sample = index[number]
+        data = (packed / sample.shard).read_bytes()[sample.offset : sample.offset + sample.size_bytes]
+        assert sample.number == number
+        assert data[4:8] == b"ftyp"  # an mp4 begins so
+        assert zlib.crc32(data) == sample.crc32
+        of_video = int(sample.key[-2:])
+        assert (sample.num_frames, sample.fps, sample.label) == (FRAMES[of_video], 25, of_video % 2)
+        assert sample.group == f"{'ab'[of_video % 2]}/video_{of_video:02}.avi"
+        assert sample.shard == f"train-{number // 3:06}.tar"
+        keys.append(sample.key)
+    assert len(set(keys)) == 7
+    assert keys[:3] == sorted(keys[:3])
+    assert keys != sorted(keys)  # entries are shuffled before they are cut into shards
+
+
+@pytest.mark.parametrize("number", [-1, 7, 100])
+def test_a_number_outside_the_split_is_an_index_error(number, packed):
+    with pytest.raises(IndexError, match=rf"sample {number} of 7"):
+        Index(packed, "train")[number]
+
+
+def test_the_right_row_is_found_in_shards_of_uneven_sizes(tmp_path):
+    """Sizes as they come where videos were refused; the rows' keys count up."""
+    sizes = [2, 1, 4, 3]
+    with pa.OSFile(str(index_path(tmp_path, "val")), "wb") as file, pa.ipc.new_file(file, SCHEMA) as rows:
+        for shard, size in enumerate(sizes):
+            row = {name: 0 for name in SCHEMA.names} | {"group": "", "fps": 25.0}
+            lines = [{**row, "key": f"{shard}.{within}"} for within in range(size)]
+            rows.write_batch(pa.RecordBatch.from_pylist(lines, schema=SCHEMA))
+    shards = tuple(Shard(name=f"{n}.tar", samples=size, size_bytes=0, sha256="") for n, size in enumerate(sizes))
+    (tmp_path / "dataset.json").write_text(info_of(val=shards).to_json())
+    index = Index(tmp_path, "val")
+    wanted = [(shard, within) for shard, size in enumerate(sizes) for within in range(size)]
+    found = [(index[number].shard, index[number].key) for number in range(len(index))]
+    assert found == [(f"{shard}.tar", f"{shard}.{within}") for shard, within in wanted]
+
+
+def info_of(**splits):
+    return DatasetInfo(
+        classes=("a", "b"), packing=TINY, splits=splits, index_sha256={}, plan="p", source={"kind": "x"}, rejected=0
+    )
+
+
+def test_the_description_survives_writing_and_reading(tmp_path):
+    info = info_of(train=(Shard(name="train-000000.tar", samples=3, size_bytes=10240, sha256="ab"),), val=())
+    (tmp_path / "dataset.json").write_text(info.to_json())
+    assert read_dataset(tmp_path) == info
+    assert read_dataset(tmp_path).digest == info.digest
+
+
+def test_the_digest_is_that_of_every_shard(packed):
+    info = read_dataset(packed)
+    assert info.digest == read_dataset(packed).digest
+    first, *others = info.splits["train"]
+    changed = replace(info, splits={**info.splits, "train": (replace(first, sha256="0" * 64), *others)})
+    assert changed.digest != info.digest
+    assert replace(info, packing=replace(TINY, crf=20)).digest != info.digest
+    assert replace(info, classes=("b", "a")).digest != info.digest
+
+
+def test_a_digest_never_changes_for_the_same_description():
+    """Runs remember it: another one would refuse to resume them."""
+    assert info_of(train=()).digest == "f7f142d82f456447f95362faccca3695c6efb80b236b9583800ee65599e10fe8"
+
+
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, None])
+def test_another_format_version_is_refused(version, folder):
+    rewrite(folder, version=version)
+    message = (
+        rf"dataset\.json: format version {version}, this program reads version {FORMAT_VERSION}; pack .* again, or"
+    )
+    with pytest.raises(BadShards, match=message):
+        read_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"dataset\.json: not a JSON file"),
+        ("[1, 2]", r"dataset\.json: not the description of a packed data set"),
+        ('{"classes": []}', r"no format 'grurcn-shards'"),
+    ],
+)
+def test_another_file_by_that_name_is_refused(content, message, folder):
+    (folder / "dataset.json").write_text(content)
+    with pytest.raises(BadShards, match=message):
+        read_dataset(folder)
+
+
+def test_a_folder_without_a_description_is_refused_with_what_was_done_there(folder):
+    (folder / "dataset.json").unlink()
+    with pytest.raises(BadShards, match=r"dataset\.json: not found \(nothing was packed there\); .*jobs\.make_shards"):
+        Index(folder, "train")
+    (folder / ".packing").mkdir()
+    with pytest.raises(BadShards, match=r"its packing was not finished"):
+        Index(folder, "train")
+
+
+@pytest.mark.parametrize("split", ["val", "holdout"])
+def test_a_split_without_samples_is_refused_with_those_that_have(split, packed):
+    with pytest.raises(BadShards, match=rf"no samples in the split '{split}' \(splits with samples: train\)"):
+        Index(packed, split)
+
+
+def test_a_missing_index_is_refused(folder):
+    (folder / "train.index.arrow").unlink()
+    with pytest.raises(BadShards, match=r"train\.index\.arrow: not found; copy it beside its shards"):
+        Index(folder, "train")
+
+
+@pytest.mark.parametrize("kept", [0, 100, 1000])
+def test_an_index_that_was_cut_off_is_refused(kept, folder):
+    path = folder / "train.index.arrow"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(BadShards, match=r"train\.index\.arrow: not an Arrow file"):
+        Index(folder, "train")
+
+
+def test_an_index_of_other_shards_is_refused(folder, tmp_path):
+    other = pack(tmp_path / "other", listing_of(tmp_path / "videos", [8, 8]))
+    shutil.copy(other / "train.index.arrow", folder)
+    with pytest.raises(BadShards, match=r"an index of 1 shards, dataset\.json lists 3; they are from two packings"):
+        Index(folder, "train")
+
+
+def test_whole_files_pass_the_check(packed):
+    Index(packed, "train").check_files()
+
+
+def test_an_index_of_as_many_shards_of_another_packing_is_found_by_the_check(folder, tmp_path):
+    other = pack(tmp_path / "other", listing_of(tmp_path / "videos", [*FRAMES[:-1], 20]))
+    shutil.copy(other / "train.index.arrow", folder)
+    with pytest.raises(BadShards, match=r"train\.index\.arrow: not the index that dataset\.json describes"):
+        Index(folder, "train").check_files()
+
+
+def test_a_missing_shard_is_found_by_the_check(folder):
+    (folder / "train-000001.tar").unlink()
+    with pytest.raises(BadShards, match=r"train-000001\.tar: missing, the index wants [\d,]+ bytes; restore the file"):
+        Index(folder, "train").check_files()
+
+
+def test_a_shard_of_another_length_is_found_by_the_check(folder):
+    with (folder / "train-000002.tar").open("r+b") as file:
+        file.truncate(1234)
+    with pytest.raises(BadShards, match=r"train-000002\.tar: 1,234 bytes, the index wants [\d,]+ bytes"):
+        Index(folder, "train").check_files()

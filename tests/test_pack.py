@@ -1,0 +1,394 @@
+"""Packing: the same bytes every time, whatever interrupts it, and nothing left out without a word."""
+
+import errno
+import hashlib
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import webdataset as wds
+from videos import TINY, listing_of, numbered_planes, pack, write_video
+
+from shards.index import BadShards, Index, read_dataset
+from shards.pack import Plan, finish_packing, open_target, pack_shard, plan_packing, written
+from shards.sources import SPLITS, Listing
+from shards.video import Packing
+
+FRAMES = [8, 9, 10, 11, 12, 8, 9, 10, 11]
+
+
+def plan_of(folder: Path, listing: Listing, packing: Packing = TINY, videos_per_shard: int = 2, seed: int = 0) -> Plan:
+    return plan_packing(folder, listing, packing, videos_per_shard, seed, source={"kind": "tests"})
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """{path: SHA-256} of everything in a folder, hidden files too."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def run(plan: Plan) -> list[str]:
+    """Packs what is still to be packed; the names of those shards."""
+    waiting = open_target(plan)
+    for shard in waiting:
+        for _ in pack_shard(plan.folder, shard, plan.classes):
+            pass
+    finish_packing(plan)
+    return [shard.name for shard in waiting]
+
+
+@pytest.fixture(scope="module")
+def listing(tmp_path_factory):
+    """Nine videos: five in train, four in test."""
+    return listing_of(tmp_path_factory.mktemp("videos"), FRAMES, splits=("train", "test"))
+
+
+@pytest.fixture(scope="module")
+def packed(listing, tmp_path_factory):
+    """The undisturbed packing that others are held against."""
+    return pack(tmp_path_factory.mktemp("data") / "shards", listing, videos_per_shard=2)
+
+
+# What comes out
+
+
+def test_any_webdataset_reader_reads_the_shards_as_the_index_does(packed):
+    for split in ("train", "test"):
+        index = Index(packed, split)
+        paths = [str(packed / shard.name) for shard in index.shards]
+        read = list(wds.WebDataset(paths, shardshuffle=False, empty_check=False))
+        assert [sample["__key__"] for sample in read] == [index[number].key for number in range(len(index))]
+        for number, sample in enumerate(read):
+            row = index[number]
+            data = (packed / row.shard).read_bytes()[row.offset : row.offset + row.size_bytes]
+            assert sample["mp4"] == data
+            assert set(sample) - {"mp4", "json"} == {"__key__", "__url__", "__local_path__"}
+            about = json.loads(sample["json"])
+            assert about == {
+                "key": row.key,
+                "label": row.label,
+                "class": "ab"[row.label],
+                "group": row.group,
+                "num_frames": row.num_frames,
+                "fps": row.fps,
+                "source": row.group,
+            }
+
+
+def test_the_index_gives_the_place_of_the_json_too(packed):
+    rows = Index(packed, "train").rows
+    for shard in range(rows.num_record_batches):
+        data = (packed / f"train-{shard:06}.tar").read_bytes()
+        for row in rows.get_batch(shard).to_pylist():
+            about = json.loads(data[row["json_offset"] : row["json_offset"] + row["json_size"]])
+            assert about["key"] == row["key"]
+
+
+def test_every_video_is_in_one_shard_and_no_shard_holds_one_class(tmp_path):
+    listing = listing_of(tmp_path, [1] * 40)
+    plan = plan_of(tmp_path, listing, videos_per_shard=10)
+    keys = Counter(entry.key for shard in plan.shards for entry in shard.entries)
+    assert keys == Counter(entry.key for entry in listing.entries)
+    assert [len(shard.entries) for shard in plan.shards] == [10, 10, 10, 10]
+    for shard in plan.shards:
+        assert len({entry.label for entry in shard.entries}) == 2
+        assert [entry.key for entry in shard.entries] == sorted(entry.key for entry in shard.entries)
+
+
+def test_splits_have_shards_of_their_own(packed):
+    info = read_dataset(packed)
+    assert {split: sum(shard.samples for shard in info.splits[split]) for split in SPLITS} == {
+        "train": 5,
+        "val": 0,
+        "test": 4,
+    }
+    assert [shard.name for shard in info.splits["train"]] == [f"train-{number:06}.tar" for number in range(3)]
+    for split in SPLITS:
+        for shard in info.splits[split]:
+            data = (packed / shard.name).read_bytes()
+            assert (shard.size_bytes, shard.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert not list(packed.glob(".*"))
+
+
+def test_a_long_name_is_kept_whole(tmp_path):
+    listing = listing_of(tmp_path / "videos", [8])
+    key = "k" * 180  # a tar header holds 100 characters
+    folder = pack(tmp_path / "shards", replace(listing, entries=(replace(listing.entries[0], key=key),)))
+    sample = Index(folder, "train")[0]
+    [read] = wds.WebDataset(str(folder / sample.shard), shardshuffle=False)
+    assert sample.key == read["__key__"] == key
+    data = (folder / sample.shard).read_bytes()
+    assert data[sample.offset : sample.offset + sample.size_bytes] == read["mp4"]
+
+
+def test_a_copied_video_keeps_its_bytes_and_its_suffix(listing, tmp_path):
+    folder = pack(tmp_path / "shards", listing, Packing(width=32, height=32, copy=True))
+    index = Index(folder, "test")
+    source = {entry.key: entry.path for entry in listing.entries}
+    for sample in wds.WebDataset([str(folder / shard.name) for shard in index.shards], shardshuffle=False):
+        assert sample["avi"] == source[sample["__key__"]].read_bytes()
+
+
+# The same bytes again
+
+
+def test_packing_again_elsewhere_gives_the_same_bytes(listing, packed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    time.sleep(1.1)  # another second: a date in the bytes would show
+    run(plan_of(tmp_path / "elsewhere", replace(listing, entries=listing.entries[::-1])))
+    assert contents(tmp_path / "elsewhere") == contents(packed)
+
+
+def test_another_seed_spreads_the_videos_otherwise(listing, packed, tmp_path):
+    spread = [
+        [[entry.key for entry in shard.entries] for shard in plan_of(tmp_path, listing, seed=seed).shards]
+        for seed in range(4)
+    ]
+    assert len({str(shards) for shards in spread}) > 1
+    assert spread[0] == [[entry.key for entry in shard.entries] for shard in plan_of(packed, listing).shards]
+
+
+def test_finished_shards_are_skipped(listing, packed, tmp_path):
+    plan = plan_of(tmp_path / "shards", listing)
+    first, *others = open_target(plan)
+    assert len(list(pack_shard(plan.folder, first, plan.classes))) == len(first.entries)
+    written_at = (plan.folder / first.name).stat().st_mtime_ns
+
+    assert run(plan) == [shard.name for shard in others]
+
+    assert (plan.folder / first.name).stat().st_mtime_ns == written_at
+    assert contents(plan.folder) == contents(packed)
+    assert run(plan) == []
+    assert contents(plan.folder) == contents(packed)
+
+
+def test_a_packing_that_is_given_up_within_a_shard_leaves_nothing_half_written(listing, packed, tmp_path):
+    plan = plan_of(tmp_path / "shards", listing)
+    videos = pack_shard(plan.folder, open_target(plan)[0], plan.classes)
+    next(videos)
+    videos.close()
+    assert set(contents(plan.folder)) == {".packing/plan"}
+    run(plan)
+    assert contents(plan.folder) == contents(packed)
+
+
+PACKER = """
+import pickle, sys
+from shards.pack import finish_packing, open_target, pack_shard
+with open(sys.argv[1], "rb") as file:
+    plan = pickle.load(file)
+print("ready", flush=True)
+for shard in open_target(plan):
+    for video in pack_shard(plan.folder, shard, plan.classes):
+        print(video.name, flush=True)
+finish_packing(plan)
+"""
+
+
+def start_packer(plan: Plan, folder: Path) -> "subprocess.Popen[bytes]":
+    """Packs in a process of its own, which says when it is ready to start."""
+    folder.mkdir(exist_ok=True)
+    (folder / "plan").write_bytes(pickle.dumps(plan))
+    return subprocess.Popen(
+        [sys.executable, "-c", PACKER, str(folder / "plan")],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "TMPDIR": str(folder)},
+    )
+
+
+def assert_whole(folder: Path) -> None:
+    """Every file under a final name is complete."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            if path.suffix == ".tar":
+                with tarfile.open(path) as tar:
+                    names = tar.getnames()
+                assert len(names) == 4 or path.name == "train-000002.tar"
+                assert path.read_bytes().endswith(bytes(1024))
+            elif path.suffix == ".json":
+                json.loads(path.read_text())
+
+
+def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_bytes(listing, packed, tmp_path):
+    plan = plan_of(tmp_path / "shards", listing)
+    for _ in range(6):
+        process = start_packer(plan, tmp_path / "temporary")
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(random.uniform(0, 0.12))
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        if plan.folder.exists():
+            assert_whole(plan.folder)
+    last = start_packer(plan, tmp_path / "temporary")
+    assert last.communicate()[0].startswith(b"ready\n")
+    assert last.returncode == 0
+    assert contents(plan.folder) == contents(packed)
+
+
+def test_a_packing_that_was_killed_in_its_last_moment_is_tidied_up(packed, listing, tmp_path):
+    """After dataset.json, while the records were being deleted."""
+    plan = plan_of(tmp_path / "shards", listing)
+    run(plan)
+    (plan.folder / ".packing").mkdir()
+    (plan.folder / ".packing" / "train-000001.tar.json").write_text("{}")
+    assert run(plan) == []
+    assert contents(plan.folder) == contents(packed)
+
+
+# Another packing in the same folder
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("other", ["crf", "videos", "spread", "classes", "size"])
+def test_a_folder_of_another_packing_is_refused(other, finished, listing, tmp_path):
+    listing = replace(listing, entries=listing.entries[:4])
+    plan = plan_of(tmp_path / "shards", listing)
+    open_target(plan)
+    if finished:
+        run(plan)
+    before = contents(plan.folder)
+    others = {
+        "crf": lambda: plan_of(plan.folder, listing, replace(TINY, crf=30)),
+        "videos": lambda: plan_of(plan.folder, replace(listing, entries=listing.entries[1:])),
+        "spread": lambda: plan_of(plan.folder, listing, videos_per_shard=1),
+        "classes": lambda: plan_of(plan.folder, replace(listing, classes=("a", "b", "c"))),
+        "size": lambda: plan_of(plan.folder, replace(listing, entries=resized(listing, tmp_path))),
+    }
+    with pytest.raises(BadShards, match=r"shards: holds shards of other videos or other settings .* choose another"):
+        open_target(others[other]())
+    assert contents(plan.folder) == before
+
+
+def resized(listing, folder):
+    """The first video has other content now."""
+    path = write_video(folder / "other.avi", numbered_planes(20))
+    return (replace(listing.entries[0], path=path), *listing.entries[1:])
+
+
+# Videos that cannot be stored
+
+
+def test_missing_and_broken_videos_are_left_out_with_the_reason(tmp_path):
+    listing = listing_of(tmp_path / "videos", [8] * 6)
+    paths = [entry.path for entry in listing.entries]
+    paths[1].unlink()
+    paths[2].write_bytes(b"")
+    paths[3].write_text("not a video")
+    cut = paths[4].read_bytes()
+    paths[4].write_bytes(cut[: len(cut) // 2])
+    plan = plan_of(tmp_path / "shards", listing, videos_per_shard=6)
+
+    [shard] = open_target(plan)
+    progress = {video.name: video.refused for video in pack_shard(plan.folder, shard, plan.classes)}
+    info = finish_packing(plan)
+
+    lines = [json.loads(line) for line in (plan.folder / "rejected.jsonl").read_text().splitlines()]
+    reasons = {line["path"]: line["reason"] for line in lines}
+    names = [entry.name for entry in listing.entries]
+    assert list(reasons) == sorted(names[1:5])
+    assert reasons[names[1]] == "listed, but there is no such file"
+    assert reasons[names[2]] == "the file is empty"
+    assert "not a video that ffmpeg reads" in reasons[names[3]]
+    assert reasons[names[4]]
+    assert {line["split"] for line in lines} == {"train"}
+    assert progress == dict.fromkeys([names[0], names[5]]) | reasons
+    assert info.rejected == 4
+    assert len(Index(plan.folder, "train")) == 2
+    Index(plan.folder, "train").check_files()
+
+
+def test_a_shard_of_refused_videos_only_is_not_written(tmp_path):
+    listing = listing_of(tmp_path / "videos", [8] * 6)
+    plan = plan_of(tmp_path / "shards", listing)
+    for entry in plan.shards[1].entries:
+        entry.path.unlink()
+    plan = plan_of(tmp_path / "shards", listing)  # the sizes have changed
+    run(plan)
+    index = Index(plan.folder, "train")
+    assert [shard.name for shard in index.shards] == ["train-000000.tar", "train-000002.tar"]
+    assert not (plan.folder / "train-000001.tar").exists()
+    assert index[2].shard == "train-000002.tar"
+
+
+def test_refusing_all_videos_is_an_error_that_names_the_list_of_reasons(tmp_path):
+    listing = listing_of(tmp_path / "videos", [8, 8])
+    for entry in listing.entries:
+        entry.path.unlink()
+    plan = plan_of(tmp_path / "shards", listing)
+    for _ in range(2):  # and again, when run again
+        with pytest.raises(BadShards, match=r"none of the 2 listed videos could be stored; .*rejected\.jsonl"):
+            run(plan)
+    assert len((plan.folder / "rejected.jsonl").read_text().splitlines()) == 2
+    assert not (plan.folder / "dataset.json").exists()
+
+
+def test_a_video_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
+    """Tests may run as root, who may read everything: the open call refuses instead."""
+    listing = listing_of(tmp_path / "videos", [8, 8])
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("shards.pack.store_video", refuse)
+    plan = plan_of(tmp_path / "shards", listing)
+    [progress, _] = pack_shard(plan.folder, open_target(plan)[0], plan.classes)
+    assert progress.refused == "cannot be read (Permission denied)"
+
+
+@pytest.mark.parametrize("videos_per_shard", [0, -1])
+def test_shards_of_no_videos_are_refused(videos_per_shard, listing, tmp_path):
+    with pytest.raises(ValueError, match=rf"{videos_per_shard} videos per shard: wanted at least 1"):
+        plan_of(tmp_path, listing, videos_per_shard=videos_per_shard)
+
+
+# Disks
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_stops_the_packing_with_a_clear_error_and_the_next_run_goes_on(listing, packed, tmp_path):
+    """The temporary file leads to /dev/full, on which every write fails as on a full disk."""
+    plan = plan_of(tmp_path / "shards", listing)
+    first, second, *_ = open_target(plan)
+    list(pack_shard(plan.folder, first, plan.classes))
+    (plan.folder / f".{second.name}.{os.getpid()}.partial").symlink_to("/dev/full")
+
+    with pytest.raises(OSError, match="no space left on the device; make room and run the same again") as caught:
+        list(pack_shard(plan.folder, second, plan.classes))
+
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename == str(plan.folder / second.name)
+    assert set(contents(plan.folder)) == {".packing/plan", first.name, f".packing/{first.name}.json"}
+    assert second.name in run(plan)
+    assert contents(plan.folder) == contents(packed)
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_any_video_is_read(listing, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "shards", Path("/proc/shards")):
+        with pytest.raises(OSError, match=r"exists|Not a directory|No such file|denied|not permitted"):
+            open_target(plan_of(folder, listing))
+
+
+def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt), written(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert contents(tmp_path) == {"file": hashlib.sha256(b"before").hexdigest()}
+    with written(path) as file:
+        file.write(b"after")
+        assert path.read_text() == "before"
+    assert path.read_text() == "after"
+    assert len(contents(tmp_path)) == 1

@@ -1,0 +1,464 @@
+"""Videos decoded to their last frame or refused with a reason, stored, and read again by frame number."""
+
+import re
+import subprocess
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from videos import (
+    DATA,
+    TINY,
+    ffmpeg,
+    frame_numbers,
+    lavfi_video,
+    level,
+    needs_data,
+    numbered_planes,
+    write_video,
+)
+
+from shards import video
+from shards.video import BadVideo, Packing, decode_upright, encode, read_frames, store_video, turn
+
+ODD = DATA / "odd"
+
+
+def decoded(path, packing=TINY):
+    return np.stack(list(decode_upright(path, packing)))
+
+
+def luma(planes):
+    """Planes (..., H * 3 // 2, W) -> (..., H, W), signed."""
+    return planes[..., : planes.shape[-2] * 2 // 3, :].astype(int)
+
+
+def mean_difference(planes, others):
+    return float(np.abs(planes.astype(int) - others).mean())
+
+
+def all_frames(data):
+    """Every frame of a stored video (N, H * 3 // 2, W), decoded from the first to the last and not converted."""
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        Path(file.name).write_bytes(data)
+        with av.open(file.name) as container:
+            return np.stack([frame.to_ndarray() for frame in container.decode(video=0)])
+
+
+# Files that are odd, from other projects' bug reports
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "num_frames"),
+    [
+        ("carphone_pristine.mp4", 120),
+        ("h265_10bits.mp4", 30),
+        ("hmdb51_Turnk_r_Pippi_Michel_cartwheel_f_cm_np2_le_med_6.avi", 83),
+        ("nasa_13013.mp4", 390),
+        ("realshort.mp4", 36),
+        ("unordered.mov", 4),
+        ("video_90.mov", 3),
+    ],
+)
+def test_an_odd_file_is_stored_with_all_its_frames(name, num_frames):
+    stored = store_video(ODD / name, TINY)
+    assert stored.num_frames == num_frames
+    assert len(all_frames(stored.data)) == num_frames
+
+
+@needs_data
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("zero_length.avi", "the file is empty"),
+        ("not_a_video_text.avi", "not a video that ffmpeg reads .Invalid data found"),
+        ("wav.wav", r"no video stream .streams found: audio."),
+        ("mp4-with-audio.mp4", r"no video stream .streams found: audio."),
+        ("corrupted.mp4", r"frame \d+ of 50 does not decode .Invalid data found"),
+        ("v_YoYo_g01_c01.truncated_half.avi", r"frame 85 of 187 does not decode .damaged data"),
+        ("v_YoYo_g01_c01.middle_4000B_ff.avi", r"frame \d+ of 187 does not decode .decoded with errors"),
+    ],
+)
+def test_an_odd_file_that_does_not_decode_to_its_end_is_refused_with_the_reason(name, reason):
+    with pytest.raises(BadVideo, match=reason):
+        store_video(ODD / name, TINY)
+    with pytest.raises(BadVideo, match=reason):
+        store_video(ODD / name, Packing(width=32, height=32, copy=True))
+
+
+@needs_data
+def test_every_odd_file_is_in_one_of_the_two_lists_above():
+    assert len([path for path in ODD.iterdir() if path.is_file()]) == 7 + 7
+
+
+# Cut off, damaged, or only odd
+
+CODECS = {
+    "avi": ("-c:v", "mpeg4"),
+    "mp4": ("-c:v", "libx264", "-movflags", "+faststart"),
+    "mkv": ("-c:v", "libx264", "-preset", "ultrafast"),
+    "webm": ("-c:v", "libvpx", "-deadline", "realtime"),
+    "flv": (),
+    "wmv": (),
+    "mpg": (),
+}
+
+
+@pytest.fixture(scope="module", params=CODECS)
+def whole(request, tmp_path_factory):
+    """A whole video of 40 frames, in each container."""
+    path = tmp_path_factory.mktemp("whole") / f"whole.{request.param}"
+    return lavfi_video(path, *CODECS[request.param], num_frames=40)
+
+
+def test_a_whole_file_is_decoded_to_its_last_frame(whole):
+    assert len(decoded(whole)) == 40
+
+
+# Of a cut MPEG or ASF file ffmpeg knows no length: cut between two frames, it looks whole.
+@pytest.mark.parametrize("whole", ["avi", "mp4", "mkv", "webm", "flv"], indirect=True)
+@settings(max_examples=12, deadline=None)
+@given(share=st.floats(0.02, 0.5), padded=st.booleans())
+def test_a_file_that_was_cut_off_anywhere_is_refused(whole, share, padded):
+    data = whole.read_bytes()
+    length = int(len(data) * share)
+    with tempfile.TemporaryDirectory() as folder:
+        cut = Path(folder) / f"cut{whole.suffix}"
+        cut.write_bytes(data[:length] + bytes(len(data) - length if padded else 0))  # a download that was given up
+        with pytest.raises(BadVideo):
+            decoded(cut)
+
+
+@needs_data
+def test_a_real_avi_cut_between_two_frames_is_refused(tmp_path):
+    """No packet is damaged then: only the header knows that more should come."""
+    data = (DATA / "ucf101/videos/YoYo/v_YoYo_g01_c01.avi").read_bytes()
+    hundredth = [match.start() for match in re.finditer(b"00dc", data)][99]
+    (tmp_path / "cut.avi").write_bytes(data[:hundredth])
+    with pytest.raises(BadVideo, match=r"ends after 3\.9\d of the 7\.48 s that its header promises"):
+        decoded(tmp_path / "cut.avi")
+
+
+# In FLV and ASF ffmpeg passes over a damaged packet without a word.
+@pytest.mark.parametrize("whole", ["avi", "mp4", "mkv", "webm", "mpg"], indirect=True)
+def test_a_damaged_file_is_refused(whole):
+    data = bytearray(whole.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 2000] = b"\xff" * 2000
+    damaged = whole.with_name(f"damaged{whole.suffix}")
+    damaged.write_bytes(data)
+    with pytest.raises(BadVideo):
+        decoded(damaged)
+
+
+def test_a_file_whose_sound_goes_on_after_the_last_frame_is_whole(tmp_path):
+    path = tmp_path / "sound.mkv"
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=32x32:rate=25:duration=1", "-f", "lavfi", "-i", "sine=duration=6", path)
+    assert len(decoded(path)) == 25
+
+
+def test_a_file_that_hides_its_first_half_gives_the_other(tmp_path):
+    """An edit list, as in a cut without re-encoding: the header counts the hidden frames too."""
+    lavfi_video(tmp_path / "long.mp4", "-g", 100, num_frames=40)
+    ffmpeg("-ss", "0.8", "-i", tmp_path / "long.mp4", "-c", "copy", tmp_path / "cut.mp4")
+    assert len(decoded(tmp_path / "cut.mp4")) == 20
+
+
+@pytest.mark.parametrize("name", ["pauses.avi", "pauses.mkv", "pauses.mp4"])
+def test_a_file_of_a_changing_frame_rate_is_whole(name, tmp_path):
+    source = "testsrc2=size=32x32:rate=25,select='lt(n,10)+not(mod(n,10))'"
+    lavfi_video(tmp_path / name, "-fps_mode", "vfr", source=source, num_frames=14)
+    assert len(decoded(tmp_path / name)) == 14
+
+
+def test_a_file_that_starts_late_is_whole(tmp_path):
+    path = lavfi_video(tmp_path / "late.mkv", "-output_ts_offset", "100", num_frames=10)
+    assert len(decoded(path)) == 10
+
+
+def test_a_song_with_a_cover_picture_is_not_a_video(tmp_path):
+    lavfi_video(tmp_path / "cover.jpg", num_frames=1)
+    ffmpeg(
+        *("-f", "lavfi", "-i", "sine=duration=1", "-i", tmp_path / "cover.jpg", "-map", 0, "-map", 1),
+        *("-c:v", "copy", "-disposition:v", "attached_pic", tmp_path / "song.mp4"),
+    )
+    with pytest.raises(BadVideo, match=r"no video stream .streams found: audio, cover picture."):
+        store_video(tmp_path / "song.mp4", TINY)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "ffconcat version 1.0\nfile secret.avi\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsecret.avi\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+        '<?xml version="1.0"?>\n<MPD><Period><AdaptationSet><BaseURL>secret.avi</BaseURL></AdaptationSet></Period></MPD>',
+    ],
+    ids=["concat", "hls", "sdp", "dash"],
+)
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_script_that_points_to_another_file_is_not_a_video(script, copy, tmp_path):
+    write_video(tmp_path / "secret.avi", numbered_planes(8))
+    (tmp_path / "innocent.avi").write_text(script)
+    with pytest.raises(BadVideo, match="not a video that ffmpeg reads"):
+        store_video(tmp_path / "innocent.avi", Packing(width=32, height=32, copy=copy))
+    with pytest.raises(BadVideo, match="does not decode"):
+        read_frames(script.encode(), [0], TINY)
+
+
+def test_a_file_name_is_a_file_and_not_a_protocol(tmp_path, monkeypatch):
+    write_video(tmp_path / "a.avi", numbered_planes(8))
+    monkeypatch.chdir(tmp_path)
+    Path("concat:a.avi").write_bytes(b"")
+    with pytest.raises(BadVideo, match="the file is empty"):
+        store_video(Path("concat:a.avi"), TINY)
+    Path("concat:a.avi").write_bytes(b"not empty")
+    with pytest.raises(BadVideo, match="not a video that ffmpeg reads"):
+        store_video(Path("concat:a.avi"), TINY)
+
+
+# Turned and coloured
+
+
+def by_ffmpeg(path, width, height):
+    """The frames as the ffmpeg program shows them (N, H * 3 // 2, W): it turns them by itself."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-i", str(path), "-fps_mode", "passthrough"]
+    command += ["-vf", f"scale={width}:{height}:flags=bicubic,format=yuv420p", "-f", "rawvideo", "-"]
+    raw = subprocess.run(command, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL).stdout
+    return np.frombuffer(raw, np.uint8).reshape(-1, height * 3 // 2, width)
+
+
+@needs_data
+def test_a_phone_video_is_stored_upright():
+    packing = Packing(width=64, height=96)
+    shown, ours = by_ffmpeg(ODD / "video_90.mov", 64, 96), decoded(ODD / "video_90.mov", packing)
+    assert mean_difference(ours, shown) < 2
+    assert mean_difference(np.stack([turn(planes, 2) for planes in ours]), shown) > 20  # upside down
+    stored = store_video(ODD / "video_90.mov", packing)
+    assert mean_difference(read_frames(stored.data, [0, 1, 2], packing), shown) < 3
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_every_quarter_turn_is_ffmpegs(degrees, tmp_path):
+    lavfi_video(tmp_path / "flat.mp4", "-pix_fmt", "yuv420p", source="testsrc2=size=64x48:rate=25", num_frames=3)
+    ffmpeg("-display_rotation", degrees, "-i", tmp_path / "flat.mp4", "-c", "copy", tmp_path / "turned.mp4")
+    width, height = (48, 64) if degrees % 180 else (64, 48)
+    for copy in (False, True):
+        packing = Packing(width=width, height=height, copy=copy)
+        shown = by_ffmpeg(tmp_path / "turned.mp4", width, height)
+        np.testing.assert_array_equal(decoded(tmp_path / "turned.mp4", packing), shown)
+    read = read_frames((tmp_path / "turned.mp4").read_bytes(), [0, 1, 2], packing)
+    np.testing.assert_array_equal(read, shown)
+
+
+def test_turning_moves_each_pixel_as_worked_by_hand():
+    """Luma 2 x 4 and chroma 1 x 2; a quarter turn counter-clockwise puts the right column on top.
+
+    0 1 2 3        3 7
+    4 5 6 7        2 6      U: 8 9 -> 9    V: 10 11 -> 11
+                   1 5              8               10
+                   0 4
+    """
+    planes = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert turn(planes, 1).tolist() == [[3, 7], [2, 6], [1, 5], [0, 4], [9, 8], [11, 10]]
+    assert turn(planes, 2).tolist() == [[7, 6, 5, 4], [3, 2, 1, 0], [9, 8, 11, 10]]
+    np.testing.assert_array_equal(turn(turn(planes, 1), 3), planes)
+
+
+# (Y, U, V) of BT.601, limited range, by hand: Y = 16 + 219 (.299 R + .587 G + .114 B), chroma 128 +- 112.
+COLOURS = {"red": (81, 90, 240), "lime": (145, 54, 34), "blue": (41, 240, 110), "white": (235, 128, 128)}
+CODINGS = {
+    "BT.601, not tagged": ("-vf", "scale=out_color_matrix=bt601:out_range=tv,format=yuv420p"),
+    "BT.709": (
+        *("-vf", "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p", "-color_range", "tv"),
+        *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
+    ),
+    "BT.601, full range": (
+        *("-vf", "scale=out_color_matrix=bt601:out_range=pc,format=yuv420p"),
+        *("-colorspace", "smpte170m", "-color_range", "pc"),
+    ),
+    "motion JPEG": ("-vf", "format=yuvj444p", "-c:v", "mjpeg", "-q:v", "1"),
+    "RGB": ("-c:v", "png", "-pix_fmt", "rgb24"),
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_colour_comes_back_as_bt601_however_it_was_coded(coding, colour, tmp_path):
+    source = f"color={colour}:size=48x64:rate=25,format=rgb24"
+    path = lavfi_video(tmp_path / "colour.mov", *CODINGS[coding], source=source, num_frames=2)
+
+    [stored] = read_frames(store_video(path, TINY).data, [1], TINY)
+    [copied] = read_frames(path.read_bytes(), [1], Packing(width=32, height=32, copy=True))
+
+    for planes in (stored, copied):
+        y, u, v = planes[:32], planes[32:40], planes[40:]
+        assert [float(plane.mean()) for plane in (y, u, v)] == pytest.approx(COLOURS[colour], abs=2.5)
+
+
+# Stored and read again
+
+
+def test_stored_frames_are_close_to_the_decoded_ones(tmp_path):
+    path = lavfi_video(tmp_path / "video.mp4", source="testsrc2=size=64x48:rate=30000/1001", num_frames=20)
+    packing = Packing(width=64, height=48, crf=18)
+    stored = store_video(path, packing)
+    assert (stored.num_frames, stored.suffix) == (20, "mp4")
+    assert stored.fps == pytest.approx(29.97, abs=0.001)
+    frames, original = all_frames(stored.data), decoded(path, packing)
+    assert frames.shape == (20, 72, 64)
+    assert mean_difference(frames, original) < 3
+    worse = store_video(path, Packing(width=64, height=48, crf=45))
+    assert mean_difference(all_frames(worse.data), original) > 2 * mean_difference(frames, original)
+
+
+def test_lossless_storing_keeps_every_pixel(tmp_path):
+    rng = np.random.default_rng(0)
+    planes = rng.integers(16, 236, (6, 48, 32), dtype=np.uint8)
+    encode(iter(planes), tmp_path / "stored.mp4", Packing(width=32, height=32, crf=0), Fraction(25))
+    read = read_frames((tmp_path / "stored.mp4").read_bytes(), range(6), TINY)
+    np.testing.assert_array_equal(read, planes)
+
+
+def test_a_video_is_stretched_to_the_stored_size(tmp_path):
+    """Left half black, right half white, of another shape: still half and half."""
+    planes = np.full((2, 96, 48), 128, np.uint8)
+    planes[:, :64, :24], planes[:, :64, 24:] = 16, 235
+    write_video(tmp_path / "tall.avi", planes)
+    stored = decoded(tmp_path / "tall.avi")
+    assert stored.shape == (2, 48, 32)
+    assert luma(stored)[:, :, :12].max() < 40
+    assert luma(stored)[:, :, 20:].min() > 210
+
+
+def test_storing_the_same_video_twice_gives_the_same_bytes(tmp_path, monkeypatch):
+    path = lavfi_video(tmp_path / "video.mp4", num_frames=20)
+    first = store_video(path, Packing(width=64, height=48))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    assert store_video(path, Packing(width=64, height=48)) == first
+
+
+def test_key_frames_come_at_the_interval_even_where_the_scene_changes(tmp_path):
+    planes = numbered_planes(20)
+    planes[7:, :32] = 235
+    encode(iter(planes), tmp_path / "stored.mp4", Packing(width=32, height=32, gop=6), Fraction(25))
+    with av.open(str(tmp_path / "stored.mp4")) as container:
+        keys = [number for number, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    assert keys == [0, 6, 12, 18]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_frames=st.integers(1, 40),
+    gop=st.integers(1, 20),
+    preset=st.sampled_from(["ultrafast", "medium"]),  # medium has B-frames
+    fps=st.sampled_from(["25", "30000/1001", "1", "240", "45000/1499", "1000000/33333", "123457/10007"]),
+    data=st.data(),
+)
+def test_reading_by_number_is_the_same_as_decoding_from_the_start(num_frames, gop, preset, fps, data):
+    packing = Packing(width=32, height=32, gop=gop, preset=preset)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "stored.mp4"
+        assert encode(iter(numbered_planes(num_frames)), target, packing, Fraction(fps)) == num_frames
+        stored = target.read_bytes()
+    frames = all_frames(stored)
+    assert frame_numbers(frames) == list(range(num_frames))
+    for number in range(num_frames):
+        np.testing.assert_array_equal(read_frames(stored, [number], packing)[0], frames[number])
+    wanted = data.draw(st.lists(st.integers(0, num_frames - 1), min_size=1, max_size=12))  # any order, repeats
+    np.testing.assert_array_equal(read_frames(stored, wanted, packing), frames[wanted])
+
+
+def test_reading_starts_at_the_last_key_frame_before_the_first_wanted_one(tmp_path, monkeypatch):
+    """So that a clip's cost does not grow with its place in the video."""
+    packing = Packing(width=32, height=32, gop=4)
+    encode(iter(numbered_planes(40)), tmp_path / "stored.mp4", packing, Fraction(25))
+    seen = []
+
+    def spy(container, stream, first, packing):
+        for number, frame in numbered(container, stream, first, packing):
+            seen.append(number)
+            yield number, frame
+
+    numbered = video.numbered
+    monkeypatch.setattr(video, "numbered", spy)
+    read_frames((tmp_path / "stored.mp4").read_bytes(), [30, 31, 32], packing)
+    assert seen == [28, 29, 30, 31, 32]
+
+
+@pytest.mark.parametrize("preset", ["ultrafast", "medium"])
+def test_a_frame_after_the_last_is_refused(preset, tmp_path):
+    packing = Packing(width=32, height=32, gop=4, preset=preset)
+    encode(iter(numbered_planes(10)), tmp_path / "stored.mp4", packing, Fraction(25))
+    with pytest.raises(BadVideo, match="frame 10 is wanted, but the video ends before it"):
+        read_frames((tmp_path / "stored.mp4").read_bytes(), [9, 10], packing)
+
+
+def test_bytes_that_are_not_a_video_are_refused_when_read():
+    with pytest.raises(BadVideo, match=r"does not decode .Invalid data found"):
+        read_frames(b"not a video" * 100, [0], TINY)
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_a_copied_video_keeps_its_bytes_and_gives_the_right_frames(codec, tmp_path):
+    path = write_video(tmp_path / "Video.AVI", numbered_planes(30, height=48, width=64), codec=codec)
+    packing = Packing(width=32, height=32, copy=True)
+
+    stored = store_video(path, packing)
+
+    assert (stored.data, stored.suffix) == (path.read_bytes(), "avi")
+    assert (stored.num_frames, stored.fps) == (30, 25)
+    wanted = [29, 0, 17, 17, 5]
+    read = read_frames(stored.data, wanted, packing)
+    assert frame_numbers(read) == wanted
+    np.testing.assert_array_equal(read, decoded(path)[wanted])
+
+
+@needs_data
+def test_a_copied_video_with_timestamps_that_jump_gives_the_right_frames():
+    path = DATA / "ut-interaction" / "Hugging" / "53_9_1.avi"
+    packing = Packing(width=64, height=48, copy=True)
+    frames = decoded(path, packing)
+    wanted = [len(frames) - 1, 3, 40]
+    np.testing.assert_array_equal(read_frames(path.read_bytes(), wanted, packing), frames[wanted])
+
+
+def test_a_frame_rate_that_is_nonsense_counts_as_25(tmp_path):
+    path = lavfi_video(tmp_path / "fast.avi", "-r", "1000", source="testsrc2=size=32x32:rate=1000")
+    assert store_video(path, TINY).fps == 25
+
+
+def test_a_preset_that_the_encoder_does_not_know_is_an_error_and_not_a_bad_video(tmp_path):
+    path = write_video(tmp_path / "video.avi", numbered_planes(8))
+    with pytest.raises(OSError, match=r"ffmpeg ended with status .*hasty"):
+        store_video(path, Packing(width=32, height=32, preset="hasty"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 341}, "341 x 256 frames: wanted even sizes of at least 16"),
+        ({"height": 14}, "340 x 14 frames: wanted even sizes of at least 16"),
+        ({"gop": 0}, "gop 0: wanted at least 1"),
+        ({"crf": 52}, "crf 52: wanted 0 .lossless. to 51"),
+    ],
+)
+def test_packing_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Packing(**options)
+
+
+def test_the_levels_of_numbered_frames_survive_the_codec(tmp_path):
+    """What the tests above rest on."""
+    stored = store_video(write_video(tmp_path / "video.avi", numbered_planes(40)), TINY)
+    found = luma(all_frames(stored.data)).mean(axis=(1, 2))
+    np.testing.assert_allclose(found, [level(number) for number in range(40)], atol=1.5)
