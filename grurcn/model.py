@@ -43,6 +43,11 @@ class ModelConfig:
             raise ValueError(
                 f"one hidden size per tap wanted: taps {', '.join(self.taps)}; hidden {', '.join(map(str, self.hidden))}"
             )
+        if self.width <= 0 or self.kernel_size < 1 or min(self.hidden, default=1) < 1:
+            raise ValueError(
+                f"width {self.width:g}, kernel_size {self.kernel_size}, hidden {', '.join(map(str, self.hidden))}: "
+                "wanted a width above 0, the others at least 1"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(
                 f"dropout {self.dropout:g}: wanted at least 0 and below 1 (it is the share that is dropped)"

@@ -58,7 +58,11 @@ def main(job: MakeShards) -> int:
         job.out.absolute(), listing, job.packing, job.videos_per_shard, job.seed, source=describe(job.source)
     )
     waiting = open_target(plan)
-    num_videos, num_waiting = len(listing.entries), sum(len(shard.entries) for shard in waiting)
+    num_videos, num_waiting = (sum(len(shard.entries) for shard in shards) for shards in (plan.shards, waiting))
+    if plan.missing:
+        print(
+            f"{len(plan.missing):,} of {len(listing.entries):,} listed videos are missing, the first: {plan.missing[0].path}"
+        )
     if waiting:
         with Bar("packing", "videos", num_videos, done=num_videos - num_waiting) as bar:
             for video in pack(plan, waiting, job.workers):

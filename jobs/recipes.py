@@ -13,6 +13,7 @@ from typing import Any
 from grurcn.loss import Loss
 from grurcn.model import ModelConfig
 from grurcn.optim import OptimConfig
+from grurcn.vgg import TAPS, tap_of
 from shards.clips import ClipConfig
 
 
@@ -42,6 +43,14 @@ class Recipe:
                 f"wanted global_batch, num_steps and val_every of at least 1, patience and seed of at least 0; found "
                 f"{self.global_batch}, {self.num_steps}, {self.val_every}, {self.patience}, {self.seed}"
             )
+
+        for tap in self.model.taps:
+            stride = tap_of(tap, 1.0).stride if tap in TAPS else None
+            if stride and self.clips.size < stride:
+                raise ValueError(
+                    f"clips.size {self.clips.size}: too small for the tap {tap}, of which a cell takes {stride} pixels; "
+                    f"wanted at least {stride}, or taps that are less deep"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -110,7 +119,7 @@ def demo() -> Recipe:
     """
     return Recipe(
         model=ModelConfig(taps=("pool1", "pool2", "pool3"), hidden=(16, 32, 48), width=0.125, dropout=0.1),
-        clips=ClipConfig(num_frames=10, stride=2, size=36, crop_scales=(0.9,), test_scale=0.9, mirror=False),
+        clips=ClipConfig(num_frames=10, stride=2, size=36, crop_scales=(1.0, 0.9), test_scale=0.9, mirror=False),
         optim=OptimConfig(learning_rate=5e-3, schedule="cosine", warmup_steps=20, clip_norm=1.0),
         global_batch=16,
         num_steps=480,

@@ -29,6 +29,7 @@ from shards.index import SCHEMA, BadShards, DatasetInfo, Shard, file_sha256, ind
 from shards.sources import SPLITS, Entry, Listing
 from shards.video import BadVideo, Packing, store_video
 
+NO_FILE = "listed, but there is no such file"
 RECORDS = ".packing"  # folder of the records of finished shards, while a packing is under way
 
 
@@ -49,6 +50,7 @@ class Plan:
     classes: tuple[str, ...]
     packing: Packing
     shards: tuple[ShardPlan, ...]
+    missing: tuple[Entry, ...]  # listed, but not on disk
     source: dict[str, Any]
     digest: str
 
@@ -64,15 +66,17 @@ class Progress:
 def plan_packing(
     folder: Path, listing: Listing, packing: Packing, videos_per_shard: int, seed: int, source: dict[str, Any]
 ) -> Plan:
-    """Shuffles each split's entries with the seed, so that no shard holds one class, and cuts them into shards.
+    """Shuffles each split's videos with the seed, so that no shard holds one class, and cuts them into shards.
 
-    Raises ValueError for shards of no videos.
+    Listed videos that are not on disk take no place in a shard. Raises ValueError for shards of no videos.
     """
     if videos_per_shard < 1:
         raise ValueError(f"{videos_per_shard} videos per shard: wanted at least 1")
-    shards = []
+    shards, missing = [], []
     for split in SPLITS:
-        entries = sorted((entry for entry in listing.entries if entry.split == split), key=lambda entry: entry.key)
+        listed = sorted((entry for entry in listing.entries if entry.split == split), key=lambda entry: entry.key)
+        missing += [entry for entry in listed if not entry.path.is_file()]
+        entries = [entry for entry in listed if entry.path.is_file()]
         random.Random(f"{seed}/{split}").shuffle(entries)
         for start in range(0, len(entries), videos_per_shard):
             chosen = sorted(entries[start : start + videos_per_shard], key=lambda entry: entry.key)
@@ -83,18 +87,20 @@ def plan_packing(
         classes=listing.classes,
         packing=packing,
         shards=tuple(shards),
+        missing=tuple(missing),
         source=source,
-        digest=plan_digest(listing, packing, shards),
+        digest=plan_digest(listing, packing, shards, missing),
     )
 
 
-def plan_digest(listing: Listing, packing: Packing, shards: Sequence[ShardPlan]) -> str:
+def plan_digest(listing: Listing, packing: Packing, shards: Sequence[ShardPlan], missing: Sequence[Entry]) -> str:
     """SHA-256 of what decides a packing's bytes: two packings with the same digest give the same shards."""
-    digest = hashlib.sha256(json.dumps([listing.classes, asdict(packing)]).encode())
+    about = [listing.classes, asdict(packing), [entry.name for entry in missing]]
+    digest = hashlib.sha256(json.dumps(about).encode())
     for shard in shards:
         digest.update(shard.name.encode())
         for entry in shard.entries:
-            size = entry.path.stat().st_size if entry.path.is_file() else None
+            size = entry.path.stat().st_size
             digest.update(json.dumps([entry.name, entry.key, entry.label, entry.group, size]).encode())
     return digest.hexdigest()
 
@@ -144,7 +150,7 @@ def pack_shard(folder: Path, shard: ShardPlan, classes: Sequence[str]) -> Iterat
                 samples.append(add_sample(tar, entry, shard.packing, classes))
                 yield Progress(name=entry.name)
             except BadVideo as error:
-                rejected.append({"path": entry.name, "split": entry.split, "reason": str(error)})
+                rejected.append(refusal(entry, str(error)))
                 yield Progress(name=entry.name, refused=str(error))
     record = {"name": shard.name, "samples": samples, "rejected": rejected, "sha256": file_sha256(tar_path)}
     record["size_bytes"] = tar_path.stat().st_size
@@ -157,7 +163,7 @@ def pack_shard(folder: Path, shard: ShardPlan, classes: Sequence[str]) -> Iterat
 def add_sample(tar: tarfile.TarFile, entry: Entry, packing: Packing, classes: Sequence[str]) -> dict[str, Any]:
     """Appends KEY.mp4 and KEY.json and gives back the sample's row of the index."""
     if not entry.path.is_file():
-        raise BadVideo("listed, but there is no such file")
+        raise BadVideo(NO_FILE)
     try:
         video = store_video(entry.path, packing)
     except PermissionError as error:
@@ -206,15 +212,16 @@ def finish_packing(plan: Plan) -> DatasetInfo:
     if (plan.folder / "dataset.json").exists():
         return read_dataset(plan.folder)
     splits: dict[str, tuple[Shard, ...]] = {}
-    num_rejected = 0
+    num_rejected = len(plan.missing)
     with written(plan.folder / "rejected.jsonl") as refusals:
+        refusals.writelines(as_line(refusal(entry, NO_FILE)) for entry in plan.missing)
         for split in SPLITS:
             shards = []
             with written(index_path(plan.folder, split)) as file, pa.ipc.new_file(file, SCHEMA) as rows:
                 for record in read_records(plan, split):
                     samples, rejected = record.pop("samples"), record.pop("rejected")
                     num_rejected += len(rejected)
-                    refusals.writelines(json.dumps(line).encode() + b"\n" for line in rejected)
+                    refusals.writelines(map(as_line, rejected))
                     if samples:
                         rows.write_batch(pa.RecordBatch.from_pylist(samples, schema=SCHEMA))
                         shards.append(Shard(samples=len(samples), **record))
@@ -237,6 +244,14 @@ def finish_packing(plan: Plan) -> DatasetInfo:
         file.write(info.to_json().encode())
     shutil.rmtree(plan.folder / RECORDS)
     return info
+
+
+def refusal(entry: Entry, reason: str) -> dict[str, str]:
+    return {"path": entry.name, "split": entry.split, "reason": reason}
+
+
+def as_line(content: dict[str, str]) -> bytes:
+    return json.dumps(content).encode() + b"\n"
 
 
 def read_records(plan: Plan, split: str) -> Iterator[dict[str, Any]]:

@@ -64,7 +64,7 @@ def test_the_right_row_is_found_in_shards_of_uneven_sizes(tmp_path):
     sizes = [2, 1, 4, 3]
     with pa.OSFile(str(index_path(tmp_path, "val")), "wb") as file, pa.ipc.new_file(file, SCHEMA) as rows:
         for shard, size in enumerate(sizes):
-            row = {name: 0 for name in SCHEMA.names} | {"group": "", "fps": 25.0}
+            row = dict.fromkeys(SCHEMA.names, 0) | {"group": "", "fps": 25.0}
             lines = [{**row, "key": f"{shard}.{within}"} for within in range(size)]
             rows.write_batch(pa.RecordBatch.from_pylist(lines, schema=SCHEMA))
     shards = tuple(Shard(name=f"{n}.tar", samples=size, size_bytes=0, sha256="") for n, size in enumerate(sizes))

@@ -347,6 +347,18 @@ def test_storing_the_same_video_twice_gives_the_same_bytes(tmp_path, monkeypatch
     assert store_video(path, Packing(width=64, height=48)) == first
 
 
+def test_a_stored_video_tells_nothing_of_the_machine_that_made_it(tmp_path):
+    """The encoder's number of threads changes its bytes; muxers write dates and versions."""
+    stored = store_video(write_video(tmp_path / "video.avi", numbered_planes(8)), TINY)
+    assert b" threads=1 " in stored.data  # in x264's own note of its options
+    assert b"Lavf" not in stored.data
+    with av.open(str(lavfi_video(tmp_path / "dated.mp4", "-metadata", "creation_time=2020-01-01"))) as container:
+        assert "creation_time" in container.metadata
+    (tmp_path / "stored.mp4").write_bytes(store_video(tmp_path / "dated.mp4", TINY).data)
+    with av.open(str(tmp_path / "stored.mp4")) as container:
+        assert "creation_time" not in container.metadata
+
+
 def test_key_frames_come_at_the_interval_even_where_the_scene_changes(tmp_path):
     planes = numbered_planes(20)
     planes[7:, :32] = 235
