@@ -38,7 +38,7 @@ from shards.video import Packing
 
 SIZE = 40  # pixels
 NUM_FRAMES = 24
-VIDEOS_PER_CLASS = 140
+VIDEOS_PER_CLASS = 130
 # Which of the shape's (x, y, log size, angle) changes, and in which direction.
 MOTIONS = {
     "left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1),

@@ -122,8 +122,8 @@ def demo() -> Recipe:
         clips=ClipConfig(num_frames=10, stride=2, size=36, crop_scales=(1.0, 0.9), test_scale=0.9, mirror=False),
         optim=OptimConfig(learning_rate=5e-3, schedule="cosine", warmup_steps=20, clip_norm=1.0),
         global_batch=16,
-        num_steps=480,
-        val_every=160,
+        num_steps=380,
+        val_every=190,
         patience=0,
     )
 

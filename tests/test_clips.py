@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.clips import (
@@ -48,6 +48,7 @@ def test_frames_as_worked_by_hand_and_a_short_video_holds_its_last(start, video_
     assert frames_from(start, video_frames, ClipConfig(num_frames=4, stride=2)).tolist() == frames
 
 
+@settings(deadline=None)
 @given(config=CONFIGS, video_frames=st.integers(1, 80), height=SIDES, width=SIDES, sample=st.integers(0, 10**9))
 def test_a_training_clip_lies_within_its_video(config, video_frames, height, width, sample):
     clip = train_clip(video_frames, height, width, config, seed=5, epoch=2, sample=sample)
@@ -65,6 +66,7 @@ def test_a_training_clip_lies_within_its_video(config, video_frames, height, wid
     assert 0 <= clip.draw < 2**63
 
 
+@settings(deadline=None)
 @given(config=CONFIGS, seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 10**6), sample=st.integers(0, 10**9))
 def test_a_training_clip_depends_on_its_arguments_alone(config, seed, epoch, sample):
     def drawn():
@@ -114,6 +116,7 @@ def test_the_clips_first_draws_never_change():
     assert (clip.frames[0], clip.box, clip.mirror, clip.draw) == (27, (0, 0, 224, 224), False, 3777802435149240367)
 
 
+@settings(deadline=None)
 @given(bits=st.integers(0, 2**64 - 1), choices=st.integers(1, 10**6))
 def test_picking_stays_within_the_choices(bits, choices):
     assert 0 <= pick(np.uint64(bits), choices) < choices
@@ -145,6 +148,7 @@ def test_evaluation_clips_as_worked_by_hand(video_frames, num_clips, clips):
     assert evaluation_clips(video_frames, num_clips, config).tolist() == clips
 
 
+@settings(deadline=None)
 @given(config=CONFIGS, video_frames=st.integers(1, 200), num_clips=st.integers(2, 25))
 def test_evaluation_clips_are_equally_spaced_from_the_start_to_the_end(config, video_frames, num_clips):
     clips = evaluation_clips(video_frames, num_clips, config)
@@ -157,6 +161,7 @@ def test_evaluation_clips_are_equally_spaced_from_the_start_to_the_end(config, v
     np.testing.assert_allclose(starts, np.arange(num_clips) * last / (num_clips - 1), atol=0.5)
 
 
+@settings(deadline=None)
 @given(config=CONFIGS, video_frames=st.integers(1, 200))
 def test_one_evaluation_clip_lies_in_the_middle(config, video_frames):
     [clip] = evaluation_clips(video_frames, 1, config)
@@ -183,6 +188,7 @@ def test_views_of_40_x_60_frames_as_worked_by_hand(num_views, views):
     assert evaluation_views(40, 60, num_views, VIEWS) == views
 
 
+@settings(deadline=None)
 @given(config=CONFIGS, height=SIDES, width=SIDES, num_views=st.sampled_from([1, 5]))
 def test_views_lie_within_the_frame(config, height, width, num_views):
     for box, mirror in evaluation_views(height, width, num_views, config):

@@ -48,12 +48,14 @@ def shuffled(sizes, global_batch, seed):
     return Order(sizes, global_batch, seed)
 
 
+@settings(deadline=None)
 @given(sizes=SIZES, global_batch=BATCHES, seed=SEEDS, epoch=EPOCHS)
 def test_the_order_is_the_one_that_is_written_down(sizes, global_batch, seed, epoch):
     order = shuffled(sizes, global_batch, seed)
     assert epoch_of(order, epoch).tolist() == slow_epoch(sizes, global_batch, seed, epoch)
 
 
+@settings(deadline=None)
 @given(sizes=SIZES, global_batch=BATCHES, seed=SEEDS, epoch=EPOCHS)
 def test_an_epoch_shows_each_sample_once_but_for_the_remainder(sizes, global_batch, seed, epoch):
     samples = epoch_of(shuffled(sizes, global_batch, seed), epoch).ravel()
@@ -61,6 +63,7 @@ def test_an_epoch_shows_each_sample_once_but_for_the_remainder(sizes, global_bat
     assert set(samples) <= set(range(sum(sizes)))
 
 
+@settings(deadline=None)
 @given(sizes=SIZES, workers=st.integers(1, 8), share=st.integers(1, 4), seed=st.none() | SEEDS, epoch=st.integers(0, 5))
 def test_every_number_of_workers_sees_the_same_global_batches(sizes, workers, share, seed, epoch):
     global_batch = workers * share
@@ -72,6 +75,7 @@ def test_every_number_of_workers_sees_the_same_global_batches(sizes, workers, sh
         np.testing.assert_array_equal(joined, order.samples(epoch, step, range(global_batch)))
 
 
+@settings(deadline=None)
 @given(sizes=SIZES, global_batch=BATCHES, seed=SEEDS, steps=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99))))
 def test_a_place_gives_the_same_samples_whatever_was_read_before(sizes, global_batch, seed, steps):
     order = shuffled(sizes, global_batch, seed)
@@ -82,7 +86,7 @@ def test_a_place_gives_the_same_samples_whatever_was_read_before(sizes, global_b
         np.testing.assert_array_equal(order.samples(*place, lanes), fresh.samples(*place, lanes))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(seed=SEEDS)
 def test_other_samples_are_left_over_in_other_epochs(seed):
     """23 samples in batches of 5: three are left over; in 60 epochs every sample is at least once among them."""
@@ -93,6 +97,7 @@ def test_other_samples_are_left_over_in_other_epochs(seed):
     assert len(frozenset.union(*left_over)) > 20
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**32), epoch=st.integers(0, 2**32))
 def test_two_epochs_and_two_seeds_have_different_orders(seed, epoch):
     sizes = [20, 20, 20]
@@ -111,6 +116,7 @@ def test_shards_are_read_one_after_the_other_by_each_lane():
         assert list(lane[:10] % 10) != list(range(10))
 
 
+@settings(deadline=None)
 @given(sizes=SIZES, workers=st.integers(1, 6), share=st.integers(1, 4))
 def test_evaluation_counts_each_sample_once_and_pads(sizes, workers, share):
     assume(sum(sizes) > 0)
@@ -189,11 +195,13 @@ def philox(seed, epoch, purpose, index, count):
     return words[:count]
 
 
+@settings(deadline=None)
 @given(seed=SEEDS, epoch=EPOCHS, purpose=st.integers(0, 2), index=EPOCHS, count=st.integers(0, 11))
 def test_random_bits_are_philox(seed, epoch, purpose, index, count):
     assert random_bits(count, seed, epoch, purpose, index).tolist() == philox(seed, epoch, purpose, index, count)
 
 
+@settings(deadline=None)
 @given(size=st.integers(0, 50), seed=SEEDS, epoch=EPOCHS, purpose=st.integers(0, 2), index=EPOCHS)
 def test_a_permutation_sorts_by_the_random_bits(size, seed, epoch, purpose, index):
     bits = philox(seed, epoch, purpose, index, size)

@@ -299,22 +299,46 @@ def test_missing_and_broken_videos_are_left_out_with_the_reason(tmp_path):
     reasons = {line["path"]: line["reason"] for line in lines}
     names = [entry.name for entry in listing.entries]
     assert sorted(reasons) == sorted(names[1:5])
-    assert reasons[names[1]] == "listed, but there is no such file"
     assert reasons[names[2]] == "the file is empty"
     assert "not a video that ffmpeg reads" in reasons[names[3]]
     assert reasons[names[4]]
     assert {line["split"] for line in lines} == {"train"}
+    missing = {names[1]: reasons.pop(names[1])}  # known before packing: takes no place in a shard
+    assert missing == {names[1]: "listed, but there is no such file"}
     assert progress == dict.fromkeys([names[0], names[5]]) | reasons
     assert info.rejected == 4
     assert len(Index(plan.folder, "train")) == 2
     Index(plan.folder, "train").check_files()
 
 
+def test_missing_videos_take_no_place_in_shards(tmp_path):
+    """As with a part of UCF-101: shards are as full as with a list of that part alone."""
+    listing = listing_of(tmp_path / "videos", [8] * 8)
+    gone, there = listing.entries[::2], listing.entries[1::2]
+    for entry in gone:
+        entry.path.unlink()
+    run(plan_of(tmp_path / "shards", listing))
+    run(plan_of(tmp_path / "part", replace(listing, entries=there)))
+    assert [shard.samples for shard in read_dataset(tmp_path / "shards").splits["train"]] == [2, 2]
+    assert read_dataset(tmp_path / "shards").rejected == 4
+    for name in ("train-000000.tar", "train-000001.tar", "train.index.arrow"):
+        assert (tmp_path / "shards" / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
+
+
+def test_a_video_that_is_deleted_while_packing_is_left_out_with_the_reason(tmp_path):
+    listing = listing_of(tmp_path / "videos", [8, 8])
+    plan = plan_of(tmp_path / "shards", listing)
+    [shard] = open_target(plan)
+    shard.entries[1].path.unlink()
+    progress = [video.refused for video in pack_shard(plan.folder, shard, plan.classes)]
+    assert progress == [None, "listed, but there is no such file"]
+
+
 def test_a_shard_of_refused_videos_only_is_not_written(tmp_path):
     listing = listing_of(tmp_path / "videos", [8] * 6)
     plan = plan_of(tmp_path / "shards", listing)
     for entry in plan.shards[1].entries:
-        entry.path.unlink()
+        entry.path.write_text("not a video")
     plan = plan_of(tmp_path / "shards", listing)  # the sizes have changed
     run(plan)
     index = Index(plan.folder, "train")

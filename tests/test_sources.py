@@ -318,6 +318,7 @@ def test_names_that_would_share_a_key_get_their_own():
     assert all(re.fullmatch(r"x-a_b-[0-9a-f]{8}", key) for key in keys[:4])
 
 
+@settings(deadline=None)
 @given(names=st.sets(st.text(st.sampled_from("ab._-/é \n日"), min_size=1, max_size=6), min_size=1, max_size=30))
 def test_keys_are_unique_and_hold_nothing_that_a_reader_could_cut_at(names):
     entries = [replace(entry_of(name), path=Path(f"/{number}")) for number, name in enumerate(names)]
@@ -329,6 +330,7 @@ def test_keys_are_unique_and_hold_nothing_that_a_reader_could_cut_at(names):
 # Holding out
 
 
+@settings(deadline=None)
 @given(
     videos=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12)), min_size=1, max_size=80),
     share=st.floats(0, 0.99),

@@ -352,11 +352,9 @@ def test_a_stored_video_tells_nothing_of_the_machine_that_made_it(tmp_path):
     stored = store_video(write_video(tmp_path / "video.avi", numbered_planes(8)), TINY)
     assert b" threads=1 " in stored.data  # in x264's own note of its options
     assert b"Lavf" not in stored.data
-    with av.open(str(lavfi_video(tmp_path / "dated.mp4", "-metadata", "creation_time=2020-01-01"))) as container:
-        assert "creation_time" in container.metadata
-    (tmp_path / "stored.mp4").write_bytes(store_video(tmp_path / "dated.mp4", TINY).data)
+    (tmp_path / "stored.mp4").write_bytes(stored.data)
     with av.open(str(tmp_path / "stored.mp4")) as container:
-        assert "creation_time" not in container.metadata
+        assert set(container.metadata) == {"major_brand", "minor_version", "compatible_brands"}
 
 
 def test_key_frames_come_at_the_interval_even_where_the_scene_changes(tmp_path):
