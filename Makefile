@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help venv demo test test-faults lint audit clean
+.PHONY: help venv demo test lint clean
 
 help:
-	@echo "make demo         set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (about 5 minutes)"
+	@echo "make demo         set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (about 3 minutes)"
 	@echo "make test         set up, then the whole test suite"
 	@echo "make lint         formatting, lint and types"
 	@echo "make venv         only set up .venv"
