@@ -138,10 +138,6 @@ class Report:
         for old in logged[:-keep]:
             repository.delete_artifacts(old)
 
-    def tag(self, key: str, value: str) -> None:
-        if self.client:
-            self.client.set_tag(self.run_id, key, value)
-
     def end(self, status: str = "FINISHED") -> None:
         """status: FINISHED, FAILED or KILLED."""
         if self.client:

@@ -59,5 +59,7 @@ def finish(line: str, result: dict[str, Any], json_file: Path | None) -> None:
     """The last line for people and, if wanted, the same for programs."""
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        partial = json_file.with_name(f".{json_file.name}.partial")
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        partial.replace(json_file)
     print(line, flush=True)
