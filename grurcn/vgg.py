@@ -3,14 +3,21 @@
 Parameters have torchvision's names (features.0.weight ... classifier.3.bias), so its published file of ImageNet weights
 loads as it is. Only the layers up to the deepest tap are built.
 
-N frames, S the input's height and width, X a map's channels.
+N frames, I their channels, S their height and width, X a map's channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from grurcn.trunk import Drop, Tap, chosen, scaled
+
+IMAGENET = (
+    "https://download.pytorch.org/models/vgg16-397923af.pth"
+    "#sha256=397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
+)
 
 # Channels of the 3x3 convolutions; "pool" is 2x2 max pooling. The n-th pool is the tap pool<n>.
 LAYERS = (
@@ -33,45 +40,32 @@ LAYERS = (
     512,
     "pool",
 )
-TAPS = ("pool1", "pool2", "pool3", "pool4", "pool5", "fc6", "fc7")
+POOL_CHANNELS = (64, 128, 256, 512, 512)
 FC_CHANNELS = 4096
 FC_GRID = 7  # fc6 sees 7 x 7 cells
-
-
-class BadWeights(ValueError):
-    """A file of weights that does not fit the trunk. The message names the first parameters that differ."""
-
-
-@dataclass(frozen=True)
-class Tap:
-    """What is known of a map before the trunk runs."""
-
-    channels: int
-    stride: int | None  # input pixels a cell; None where the whole frame is one cell
 
 
 class VGG16(nn.Module):
     """frames -> {tap: map}; fc6 and fc7 are maps of 1 x 1."""
 
-    def __init__(self, taps: Sequence[str], width: float = 1.0):
+    name: ClassVar[str] = "vgg16"
+    first: ClassVar[str] = "features.0.weight"
+
+    def __init__(self, taps: Sequence[str], width: float = 1.0, in_channels: int = 3):
         """width multiplies the channels of every layer. Raises ValueError for taps that VGG-16 does not have."""
         super().__init__()
-        unknown = [tap for tap in taps if tap not in TAPS]
-        if unknown or not taps:
-            raise ValueError(f"taps {', '.join(unknown) or '(none)'}: VGG-16 has {', '.join(TAPS)}")
-        if len(set(taps)) < len(taps):
-            raise ValueError(f"taps {', '.join(taps)}: wanted each once")
-        self.taps = {tap: tap_of(tap, width) for tap in taps}
-        deepest = max(TAPS.index(tap) for tap in taps)
-        self.features = features(min(deepest, 4) + 1, width)
-        self.classifier = classifier(deepest, width)
+        known = known_taps(width)
+        self.taps = chosen(taps, known, "VGG-16")
+        depth = max(list(known).index(tap) for tap in taps) + 1  # 1 to 5 pools, then fc6 and fc7
+        self.features = features(depth, width, in_channels)
+        self.classifier = classifier(depth - len(POOL_CHANNELS), width)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, frames: Tensor, drop: Callable[[Tensor], Tensor] | None = None) -> dict[str, Tensor]:
-        """frames (N, 3, S, S), normalised -> {tap: (N, X, S / stride, S / stride)}, in the order of the taps.
+    def forward(self, frames: Tensor, drop: Drop | None = None) -> dict[str, Tensor]:
+        """frames (N, I, S, S), normalised -> {tap: (N, X, S / stride, S / stride)}, in the order of the taps.
 
         drop (N, X) -> (N, X) stands where VGG-16 has its dropout, between fc6 and fc7.
         """
@@ -91,21 +85,20 @@ class VGG16(nn.Module):
         return {tap: maps[tap] for tap in self.taps}
 
 
-def tap_of(tap: str, width: float) -> Tap:
-    if tap.startswith("fc"):
-        return Tap(scaled(FC_CHANNELS, width), None)
-    number = int(tap.removeprefix("pool"))
-    return Tap(scaled((64, 128, 256, 512, 512)[number - 1], width), 2**number)
+def known_taps(width: float) -> dict[str, Tap]:
+    """Every tap of a VGG-16 that is `width` times as wide, the deepest last."""
+    pools = {
+        f"pool{number}": Tap(scaled(channels, width), stride=2**number)
+        for number, channels in enumerate(POOL_CHANNELS, start=1)
+    }
+    fc = Tap(scaled(FC_CHANNELS, width), stride=None)
+    return {**pools, "fc6": fc, "fc7": fc}
 
 
-def scaled(channels: int, width: float) -> int:
-    return max(1, round(channels * width))
-
-
-def features(num_pools: int, width: float) -> nn.Sequential:
-    """The convolutions up to the given pool."""
+def features(num_pools: int, width: float, in_channels: int) -> nn.Sequential:
+    """The convolutions up to the given pool; there are five."""
     layers: list[nn.Module] = []
-    channels, pools = 3, 0
+    channels, pools = in_channels, 0
     for layer in LAYERS:
         if pools == num_pools:
             break
@@ -119,33 +112,12 @@ def features(num_pools: int, width: float) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def classifier(deepest: int, width: float) -> nn.Sequential:
-    """fc6 and fc7, as far as taps need them; the last layer, ImageNet's 1,000 classes, is never built."""
+def classifier(num_layers: int, width: float) -> nn.Sequential:
+    """fc6 and fc7, or the first of them, or none; the last layer, ImageNet's 1,000 classes, is never built."""
     fc = scaled(FC_CHANNELS, width)
     layers: list[nn.Module] = []
-    if deepest >= TAPS.index("fc6"):
+    if num_layers >= 1:
         layers += [nn.Linear(scaled(512, width) * FC_GRID**2, fc), nn.ReLU()]
-    if deepest >= TAPS.index("fc7"):
+    if num_layers >= 2:
         layers += [nn.Identity(), nn.Linear(fc, fc), nn.ReLU()]  # Identity: torchvision's number of the dropout
     return nn.Sequential(*layers)
-
-
-def load_weights(trunk: VGG16, weights: Mapping[str, Tensor], source: str) -> None:
-    """Loads weights by torchvision's names; layers behind the deepest tap are left out.
-
-    Raises BadWeights, naming `source`, if a parameter is missing or has another shape.
-    """
-    wanted = trunk.state_dict()
-    missing = [name for name in wanted if name not in weights]
-    if missing:
-        raise BadWeights(
-            f"{source}: no {missing[0]} ({len(missing)} of the trunk's {len(wanted)} parameters are missing; found "
-            f"{', '.join(list(weights)[:3])}, ...); wanted torchvision's vgg16 weights"
-        )
-    for name, parameter in wanted.items():
-        if weights[name].shape != parameter.shape:
-            raise BadWeights(
-                f"{source}: {name} is {tuple(weights[name].shape)}, the trunk wants {tuple(parameter.shape)}; "
-                "weights fit a trunk of the same width only (--model.width 1 for torchvision's)"
-            )
-    trunk.load_state_dict({name: weights[name] for name in wanted})

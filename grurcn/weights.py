@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor
 
-from grurcn.vgg import BadWeights
+from grurcn.trunk import BadWeights
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grurcn"
 TIMEOUT_SECONDS = 60
@@ -22,8 +22,8 @@ TIMEOUT_SECONDS = 60
 def read_weights(source: str) -> dict[str, Tensor]:
     """A path, or URL#sha256=HEX, of a PyTorch file of named tensors -> the tensors, on the CPU.
 
-    Nothing in the file is executed (weights_only). Raises BadWeights if it is missing, cannot be downloaded, has another
-    SHA-256 or is no such file.
+    HEX: all 64 digits of its SHA-256, or the first 8 or more, such as torchvision's file names carry. Nothing in the file is
+    executed (weights_only). Raises BadWeights if it is missing, cannot be downloaded, has another SHA-256 or is no such file.
     """
     path = fetch(source) if "://" in source else Path(source).expanduser()
     if not path.is_file():
@@ -41,27 +41,37 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
 
 def fetch(source: str) -> Path:
-    """Downloads URL#sha256=HEX into the cache, once, and gives back the file."""
-    match = re.fullmatch(r"(?P<url>[^#]+)#sha256=(?P<digest>[0-9a-f]{64})", source)
+    """Downloads URL#sha256=HEX into the cache, once, and gives back the file; what lies in the cache is checked as well."""
+    match = re.fullmatch(r"(?P<url>[^#]+)#sha256=(?P<digest>[0-9a-f]{8,64})", source)
     if match is None:
-        raise BadWeights(f"{source}: a download must name its SHA-256: URL#sha256=<64 hexadecimal digits>")
+        raise BadWeights(
+            f"{source}: a download must name its SHA-256: URL#sha256=<64 hexadecimal digits, or the first 8 or more>"
+        )
     url, wanted = match["url"], match["digest"]
     path = CACHE / f"{wanted[:16]}-{Path(urlparse(url).path).name}"
     if path.is_file():
+        check_sha256(path, wanted, str(path), "delete it to have it downloaded again")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as answer, partial.open("wb") as file:
             shutil.copyfileobj(answer, file)
-        with partial.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != wanted:
-            raise BadWeights(f"{url}: SHA-256 {found}, wanted {wanted}; the file was not kept")
+        check_sha256(partial, wanted, url, "the file was not kept")
         partial.replace(path)
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         reason = str(getattr(error, "reason", error)).strip()
-        raise BadWeights(f"{url}: cannot be downloaded ({reason}); fetch it elsewhere and give its path") from None
+        raise BadWeights(
+            f"{url}: cannot be downloaded ({reason}); fetch it elsewhere and give its path, or put it at {path}"
+        ) from None
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def check_sha256(path: Path, wanted: str, name: str, way_out: str) -> None:
+    """Raises BadWeights if a file's SHA-256 does not begin with the wanted digits."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(wanted):
+        raise BadWeights(f"{name}: SHA-256 {found}, wanted {wanted}; {way_out}")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from grurcn.vgg import TAPS, VGG16, BadWeights, load_weights
+from grurcn.trunk import BadWeights, load_weights
+from grurcn.vgg import VGG16, known_taps
 
 # torchvision.models.vgg16().state_dict(), without classifier.6 (ImageNet's classes).
 TORCHVISION = {
@@ -48,6 +49,7 @@ LAST_PARAMETER = {
     "fc6": "classifier.0.bias",
     "fc7": "classifier.3.bias",
 }
+TAPS = tuple(LAST_PARAMETER)
 NARROW = 1 / 32  # 2, 4, 8, 16 and 16 channels, fully connected layers of 128
 
 
@@ -92,6 +94,12 @@ def test_width_multiplies_the_channels_of_every_layer_but_the_input():
         assert shape == (full[0] // 32, *inputs, *full[2:]), name
 
 
+def test_a_trunk_may_see_other_channels_than_colour():
+    colour, flow = shapes(VGG16(["pool2"], NARROW)), shapes(VGG16(["pool2"], NARROW, in_channels=20))
+    assert flow == colour | {"features.0.weight": (2, 20, 3, 3)}
+    assert VGG16(["pool2"], NARROW, in_channels=20)(torch.randn(2, 20, 8, 8))["pool2"].shape == (2, 4, 2, 2)
+
+
 def test_no_layer_gets_narrower_than_one_channel():
     assert shapes(VGG16(["pool1"], 0.001)) == {
         "features.0.weight": (1, 3, 3, 3),
@@ -120,6 +128,19 @@ def test_maps_have_the_channels_and_strides_that_were_promised(size):
     for name, tap in trunk.taps.items():
         cells = size // tap.stride if tap.stride else 1
         assert maps[name].shape == (2, tap.channels, cells, cells), name
+
+
+def test_the_taps_are_known_without_a_trunk():
+    assert tuple(known_taps(1.0)) == TAPS
+    assert known_taps(NARROW) == VGG16(TAPS, NARROW).taps
+    assert known_taps(1.0)["pool4"].size(112) == 7
+
+
+def test_a_frame_that_is_no_multiple_of_the_stride_loses_its_rest():
+    maps = VGG16(TAPS, NARROW)(torch.randn(1, 3, 75, 75))
+    sizes = {name: tap.size(75) for name, tap in known_taps(NARROW).items()}
+    assert sizes == {"pool1": 37, "pool2": 18, "pool3": 9, "pool4": 4, "pool5": 2, "fc6": 1, "fc7": 1}
+    assert {name: x.shape[-1] for name, x in maps.items()} == sizes
 
 
 def test_maps_come_in_the_order_of_the_taps():

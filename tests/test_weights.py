@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from grurcn import weights
-from grurcn.vgg import BadWeights
+from grurcn.trunk import BadWeights
 from grurcn.weights import read_weights
 
 TENSORS = {"features.0.weight": torch.arange(6.0).reshape(2, 3), "features.0.bias": torch.tensor([1, 2])}
@@ -179,6 +179,49 @@ def test_another_hash_is_refused_with_both_and_the_file_not_kept(server):
     assert cached() == []
 
 
+@pytest.mark.parametrize("digits", [8, 9, 40])
+def test_the_first_digits_of_the_sha256_are_enough(server, digits):
+    digest = sha256(server.content)
+    source = f"{server.url}/vgg16.pth#sha256={digest[:digits]}"
+    assert_are_the_tensors(read_weights(source))
+    assert_are_the_tensors(read_weights(source))
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize("digits", [8, 9, 40])
+def test_first_digits_of_another_hash_are_refused(server, digits):
+    found = sha256(server.content)
+    wanted = found[: digits - 1] + "0123456789abcdef"[int(found[digits - 1], 16) - 1]  # all but the last are right
+    with pytest.raises(BadWeights, match=rf"/vgg16\.pth: SHA-256 {found}, wanted {wanted}; the file was not kept"):
+        read_weights(f"{server.url}/vgg16.pth#sha256={wanted}")
+    assert cached() == []
+
+
+def test_a_file_in_the_cache_that_is_not_the_wanted_one_is_refused(server):
+    digest = sha256(server.content)
+    source = f"{server.url}/vgg16.pth#sha256={digest}"
+    read_weights(source)
+    other = digest[:-1] + "0123456789abcdef"[int(digest[-1], 16) - 1]
+    with pytest.raises(BadWeights, match=rf"-vgg16\.pth: SHA-256 {digest}, wanted {other}; delete it"):
+        read_weights(f"{server.url}/vgg16.pth#sha256={other}")
+    [path] = weights.CACHE.iterdir()
+    path.write_bytes(b"damaged")
+    with pytest.raises(BadWeights, match=rf"-vgg16\.pth: SHA-256 .*, wanted {digest}; delete it"):
+        read_weights(source)
+    path.unlink()
+    assert_are_the_tensors(read_weights(source))
+    assert server.requests == 2
+
+
+def test_a_file_that_was_put_into_the_cache_by_hand_is_taken(server, good):
+    source = f"{server.url}/missing#sha256={sha256(server.content)[:8]}"
+    with pytest.raises(BadWeights, match="or put it at") as refused:
+        read_weights(source)
+    path = Path(str(refused.value).split("put it at ")[1])
+    good.rename(path)
+    assert_are_the_tensors(read_weights(source))
+
+
 def test_a_download_that_ends_early_is_refused_and_not_kept(server):
     with pytest.raises(BadWeights, match=r"/cut: SHA-256 .*wanted"):
         read_weights(f"{server.url}/cut#sha256={sha256(server.content)}")
@@ -200,7 +243,10 @@ def test_a_server_that_is_away_is_named_with_the_reason(server):
         read_weights(f"{url}/vgg16.pth#sha256={'0' * 64}")
 
 
-@pytest.mark.parametrize("end", ["", "#", "#sha256=", "#sha256=123abc", f"#md5={'0' * 64}", f"#sha256={'x' * 64}"])
+@pytest.mark.parametrize(
+    "end",
+    ["", "#", "#sha256=", "#sha256=1234abc", f"#sha256={'0' * 65}", f"#md5={'0' * 64}", f"#sha256={'x' * 64}"],
+)
 def test_a_url_without_its_sha256_is_refused_before_anything_is_downloaded(server, end):
     with pytest.raises(BadWeights, match=r"/vgg16\.pth.*: a download must name its SHA-256: URL#sha256="):
         read_weights(f"{server.url}/vgg16.pth{end}")
