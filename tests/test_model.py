@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from test_dropout import mask
+from torch.nn import functional
 
-from grurcn.model import GRURCN, ModelConfig, build_model, dropout, log_mean_vote, mix, uniform
-from grurcn.vgg import VGG16, BadWeights
+from grurcn.dropout import dropout
+from grurcn.model import GRURCN, ModelConfig, build_model, log_mean_vote
+from grurcn.trunk import BadWeights
+from grurcn.vgg import VGG16
 
 CLASSES = 5
 TINY = ModelConfig(taps=("pool1", "pool3", "fc7"), hidden=(3, 4, 6), width=1 / 32)
@@ -21,7 +23,9 @@ def clips(num=2, frames=3, size=32):
 
 
 def tiny(seed=0, **changes):
-    return build_model(dataclasses.replace(TINY, **changes), CLASSES, seed)
+    model = build_model(dataclasses.replace(TINY, **changes), CLASSES, seed)
+    assert isinstance(model, GRURCN)
+    return model
 
 
 # Votes
@@ -46,7 +50,6 @@ def test_each_level_gives_log_probabilities():
 
 def test_a_level_votes_by_its_last_state_averaged_over_the_map():
     model, x = tiny().eval(), clips()
-    assert model.grus is not None
     maps = model.trunk(x.flatten(0, 1))
     for level, tap in enumerate(TINY.taps):
         states = model.grus[level](maps[tap].unflatten(0, (2, 3)))  # (B, T, C, H, W)
@@ -63,7 +66,7 @@ def test_each_head_sees_only_its_level(level):
         name for name, parameter in model.named_parameters() if parameter.grad is not None and parameter.grad.any()
     }
     for other in range(3):
-        read = {f"grus.{other}.{w}.weight" for w in ("w", "u_gates", "u")} | {f"heads.{other}.weight"}
+        read = {f"grus.{other}.{w}" for w in ("w_gates", "w", "u_gates", "u")} | {f"heads.{other}.weight"}
         assert read <= moved if other == level else not read & moved, f"level {other}"
 
 
@@ -91,9 +94,7 @@ def test_a_clip_scores_the_same_whatever_else_is_in_its_batch():
 
 def test_the_order_of_taps_is_the_order_of_levels():
     forward = tiny().eval()
-    assert forward.grus is not None
     backward = tiny(taps=TINY.taps[::-1], hidden=TINY.hidden[::-1]).eval()
-    assert backward.grus is not None
     backward.trunk.load_state_dict(forward.trunk.state_dict())
     for level in range(3):
         backward.grus[2 - level].load_state_dict(forward.grus[level].state_dict())
@@ -107,7 +108,6 @@ def test_the_order_of_taps_is_the_order_of_levels():
 def test_the_papers_grus_have_19_353_600_parameters():
     with torch.device("meta"):
         model = GRURCN(ModelConfig(), num_classes=101)
-    assert model.grus is not None
     counts = [sum(p.numel() for p in gru.parameters()) for gru in model.grus]
     assert counts == [331_776, 1_327_104, 5_308_416, 5_308_416, 7_077_888]
     assert sum(counts) == 19_353_600
@@ -119,8 +119,132 @@ def test_the_papers_grus_have_19_353_600_parameters():
 def test_a_level_of_one_cell_has_the_centre_taps_of_the_papers_kernels():
     # Over a 1 x 1 map a zero-padded 3 x 3 kernel only ever uses its centre: section 3's fc7 level.
     model = tiny(taps=("pool5", "fc6"), hidden=(4, 4))
-    assert model.get_parameter("grus.0.u.weight").shape == (4, 4, 3, 3)
-    assert model.get_parameter("grus.1.u.weight").shape == (4, 4, 1, 1)
+    assert model.get_parameter("grus.0.u").shape == (4, 4, 3, 3)
+    assert model.get_parameter("grus.1.u").shape == (4, 4, 1, 1)
+
+
+# Variants
+
+
+@pytest.mark.parametrize("kind", ["plain", "stacked"])
+def test_both_directions_have_their_last_states_side_by_side(kind):
+    model, x = (
+        tiny(bidirectional=True, stacked=kind == "stacked", taps=("pool1", "pool2"), hidden=(4, 6)).eval(),
+        clips(),
+    )
+    maps = model.maps(x, DRAW)
+    there = [states[:, 2] for states in model.states(model.grus, maps, reverse=False)]
+    back = [states[:, 0] for states in model.states(model.reverse_grus, maps, reverse=True)]
+    for level in range(2):
+        pooled = torch.cat([there[level], back[level]], dim=1).mean(dim=(2, 3))
+        expected = model.heads[level](pooled).log_softmax(dim=-1)
+        torch.testing.assert_close(model(x, DRAW)[:, level], expected)
+
+
+def test_directions_have_weights_of_their_own():
+    model = tiny(bidirectional=True)
+    for gru, reverse in zip(model.grus, model.reverse_grus, strict=True):
+        assert not torch.allclose(gru.get_parameter("u"), reverse.get_parameter("u"))
+
+
+def test_a_stacked_level_sees_the_state_below_max_pooled_to_its_size():
+    model, x = tiny(stacked=True, taps=("pool1", "pool2", "fc7"), hidden=(4, 6, 5)).eval(), clips()
+    maps = model.maps(x, DRAW)
+    below = None
+    for gru, x_level, found in zip(model.grus, maps, model.states(model.grus, maps, reverse=False), strict=True):
+        if below is not None:
+            cells = below.shape[-1] // x_level.shape[-1]
+            below = functional.max_pool2d(below.flatten(0, 1), cells).unflatten(0, (2, 3))
+        expected = gru(x_level, below)
+        torch.testing.assert_close(found, expected)
+        below = expected
+
+
+def test_only_a_stacked_model_carries_gradients_from_a_level_to_those_below():
+    for stacked in (False, True):
+        model = tiny(stacked=stacked, taps=("pool1", "pool2"), hidden=(4, 6), freeze=True)
+        model(clips(), DRAW)[:, 1].sum().backward()
+        grad = model.get_parameter("grus.0.u").grad
+        assert (grad is not None and bool(grad.any())) == stacked
+
+
+@pytest.mark.parametrize(
+    ("variant", "count"),
+    [
+        ({}, 19_353_600),
+        ({"bidirectional": True}, 2 * 19_353_600),
+        ({"stacked": True}, 19_353_600 + 147_456 + 589_824 + 1_179_648 + 262_144),
+        ({"taps": ("fc7",), "hidden": (512,)}, 7_077_888),
+    ],
+)
+def test_variants_have_the_papers_numbers_of_parameters(variant, count):
+    with torch.device("meta"):
+        model = GRURCN(ModelConfig(**variant), num_classes=101)
+    grus = [*model.grus, *model.reverse_grus]
+    assert sum(p.numel() for gru in grus for p in gru.parameters()) == count
+
+
+def test_over_fc7_alone_it_is_a_fully_connected_gru():
+    # The paper's VGG-16 RNN, by matrices.
+    model, x = tiny(taps=("fc7",), hidden=(5,)).double().eval(), clips().double()
+    [maps] = model.maps(x, DRAW)
+    w_gates, w, u_gates, u = (kernel.flatten(1) for kernel in model.grus.parameters())
+    (w_z, w_r), (u_z, u_r) = w_gates.chunk(2), u_gates.chunk(2)
+    h = torch.zeros(2, 5, dtype=torch.float64)
+    for t in range(3):
+        row = maps[:, t, :, 0, 0]
+        z, r = torch.sigmoid(row @ w_z.T + h @ u_z.T), torch.sigmoid(row @ w_r.T + h @ u_r.T)
+        h = (1 - z) * h + z * torch.tanh(row @ w.T + (r * h) @ u.T)
+    expected = model.heads[0](h).log_softmax(dim=-1).float()
+    torch.testing.assert_close(model(x, DRAW)[:, 0], expected)
+
+
+@pytest.mark.parametrize("variant", [{}, {"stacked": True, "bidirectional": True}])
+def test_recomputing_changes_neither_scores_nor_gradients(variant):
+    config = dataclasses.replace(TINY, taps=("pool1", "pool2"), hidden=(4, 6), **variant)
+    found = []
+    for recompute in (False, True):
+        model = build_model(config, CLASSES, 0, recompute=recompute)
+        model(clips(), DRAW).square().sum().backward()
+        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad)
+
+
+def test_recomputing_keeps_only_the_maps_for_the_backward_pass():
+    config, kept = dataclasses.replace(TINY, freeze=True), []
+    for recompute in (False, True):
+        model, sizes = GRURCN(config, CLASSES, recompute=recompute), []
+        maps = model.maps(clips(), DRAW)
+
+        def note(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            for _ in model.states(model.grus, maps, reverse=False):
+                pass
+        kept.append(sum(sizes))
+    assert kept[1] == sum(x.numel() for x in maps) < kept[0]
+
+
+def test_a_trunk_of_the_other_kind_gives_the_maps_it_promises():
+    model = tiny(trunk="mobilenet_v2", taps=("stride4", "stride16", "pooled"), hidden=(4, 4, 4))
+    maps = model.maps(clips(size=32), DRAW)
+    taps = model.config.tap_maps
+    assert [tuple(x.shape) for x in maps] == [(2, 3, tap.channels, tap.size(32), tap.size(32)) for tap in taps.values()]
+    assert model(clips(size=32), DRAW).shape == (2, 3, CLASSES)
+
+
+def test_a_model_for_flow_takes_its_channels():
+    model = build_model(TINY, CLASSES, 0, in_channels=20)
+    x = torch.randn(2, 3, 20, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert model(x, DRAW).shape == (2, 3, CLASSES)
+
+
+def test_c3d_is_a_kind_of_model():
+    model = build_model(ModelConfig(kind="c3d", width=1 / 64, dropout=0.5), CLASSES, 0).eval()
+    assert model(torch.randn(1, 16, 3, 112, 112), DRAW[:1]).shape == (1, 1, CLASSES)
 
 
 # Frozen or not
@@ -168,87 +292,6 @@ def test_a_frozen_trunk_stays_in_evaluation_mode_from_the_start_and_when_trainin
 # Dropout
 
 
-def splitmix64(number):
-    """The published generator's output after its state `number`, with Python's own numbers."""
-    number = (number + 0x9E3779B97F4A7C15) % 2**64
-    number = (number ^ (number >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    number = (number ^ (number >> 27)) * 0x94D049BB133111EB % 2**64
-    return number ^ (number >> 31)
-
-
-def signed(number):
-    return (number + 2**63) % 2**64 - 2**63
-
-
-def test_splitmix64_gives_its_published_first_number():
-    assert splitmix64(0) == 0xE220A8397B1DCDAF
-    assert mix(torch.tensor([0])).tolist() == [signed(0xE220A8397B1DCDAF)]
-
-
-@given(st.integers(-(2**63), 2**63 - 1))
-@settings(max_examples=200, deadline=None)
-def test_uniform_is_the_upper_53_bits_of_splitmix64(number):
-    bits = torch.tensor([number])
-    assert mix(bits).tolist() == [signed(splitmix64(number % 2**64))]
-    assert uniform(bits).tolist() == [(splitmix64(number % 2**64) >> 11) / 2**53]
-
-
-@pytest.mark.parametrize("start", [0, -5000, 2**62, 2**63 - 10_001])
-def test_uniform_numbers_of_neighbours_fill_the_unit_interval_evenly_and_are_unrelated(start):
-    u = uniform(torch.arange(start, start + 10_000))
-    assert u.dtype == torch.float64
-    assert u.min() >= 0
-    assert u.max() < 1
-    counts = torch.histc(u, bins=20, min=0, max=1)
-    chi_squared = ((counts - 500) ** 2 / 500).sum().item()
-    assert 5 < chi_squared < 45  # of 19 degrees of freedom: all but 1 in 1000 on either side
-    assert abs(torch.corrcoef(torch.stack([u[:-1], u[1:]]))[0, 1]) < 0.04
-
-
-def mask(draw, share=0.7, level=0, channels=1000):
-    return dropout(torch.ones(len(draw), channels), share, torch.as_tensor(draw), level) != 0
-
-
-@pytest.mark.parametrize("share", [0.7, 0.5, 0.1])
-def test_the_share_is_dropped_and_the_rest_scaled_up_so_that_the_mean_stays(share):
-    draw = mix(torch.arange(100))
-    x = dropout(torch.full((100, 1000), 2.0), share, draw, level=1)
-    assert (x == 0).double().mean().item() == pytest.approx(share, abs=0.01)
-    torch.testing.assert_close(x[x != 0], torch.full_like(x[x != 0], 2 / (1 - share)))
-    assert x.mean().item() == pytest.approx(2, rel=0.03)
-
-
-def test_a_share_of_nothing_drops_nothing():
-    assert torch.equal(dropout(torch.ones(3, 8), 0.0, torch.arange(3), 0), torch.ones(3, 8))
-
-
-def test_which_channels_are_dropped_is_written_down():
-    # A change here changes what every resumed run drops.
-    draw, level = 0x0123456789ABCDEF, 3
-    kept = [splitmix64(draw ^ splitmix64(channel + (level << 32))) / 2**64 >= 0.7 for channel in range(64)]
-    assert mask([draw], level=level, channels=64)[0].tolist() == kept
-
-
-def test_a_clip_drops_the_same_whichever_row_of_whichever_batch_it_is():
-    draw = mix(torch.arange(6))
-    together = mask(draw)
-    assert torch.equal(mask(draw.flip(0)), together.flip(0))
-    assert torch.equal(torch.cat([mask(draw[i : i + 1]) for i in range(6)]), together)
-
-
-@pytest.mark.parametrize(("other_draw", "other_level"), [(1, 0), (0, 1), (2**62, 0), (1, 1)])
-def test_other_draws_and_other_levels_drop_other_channels(other_draw, other_level):
-    both = mask([0]) & mask([other_draw], level=other_level)
-    assert both.double().mean().item() == pytest.approx(0.3 * 0.3, abs=0.03)  # unrelated: kept by both by chance
-
-
-def test_all_frames_of_a_clip_lose_the_same_channels():
-    x = dropout(torch.ones(2, 4, 50), 0.7, DRAW, level=2)
-    assert x.shape == (2, 4, 50)
-    for t in range(4):
-        assert torch.equal(x[:, t], dropout(torch.ones(2, 50), 0.7, DRAW, level=2))
-
-
 @pytest.mark.parametrize("kind", ["gru-rcn", "frames"])
 @pytest.mark.parametrize("freeze", [True, False])
 def test_in_training_scores_are_a_function_of_the_draw_and_of_no_generator(kind, freeze):
@@ -262,7 +305,6 @@ def test_in_training_scores_are_a_function_of_the_draw_and_of_no_generator(kind,
 
 def test_in_training_each_level_drops_channels_of_its_own():
     model, x = tiny(hidden=(16, 16, 16), freeze=True), clips()
-    assert model.grus is not None
     maps = model.trunk(x.flatten(0, 1))
     for level, tap in enumerate(TINY.taps):
         pooled = model.grus[level](maps[tap].unflatten(0, (2, 3)))[:, 2].mean(dim=(2, 3))
@@ -283,9 +325,10 @@ def test_a_trunk_that_learns_drops_half_of_fc6_before_fc7():
     dropped = model.drop_fc(DRAW, fc6)
     assert (dropped == 0).double().mean().item() == pytest.approx(0.5, abs=0.05)
     assert dropped.max() == 2
-    assert torch.equal(dropped[:3], dropped[:1].expand(3, -1))  # one clip
-    assert not torch.equal(dropped[2], dropped[3])  # two clips
-    assert torch.equal(dropped[::3] != 0, mask(DRAW, 0.5, level=3, channels=1024))  # no head's
+    first, second = dropped.unflatten(0, (3, 2)).unbind(dim=1)  # frame by frame, two clips
+    assert torch.equal(first, first[:1].expand(3, -1))
+    assert not torch.equal(first, second)
+    assert torch.equal(dropped[:2] != 0, mask(DRAW, 0.5, level=3, channels=1024))  # no head's
     assert torch.equal(model.eval().drop_fc(DRAW, fc6), fc6)
 
     model = tiny(dropout=0.0)
@@ -340,5 +383,43 @@ def test_a_dropout_that_is_no_share_is_refused(share):
 
 
 def test_taps_that_vgg_does_not_have_are_refused():
-    with pytest.raises(ValueError, match=r"taps pool9: VGG-16 has pool1, pool2, .*fc7"):
+    with pytest.raises(ValueError, match=r"taps pool9: vgg16 has pool1, pool2, .*fc7"):
         tiny(taps=("pool2", "pool9"), hidden=(3, 4))
+
+
+def test_taps_of_another_trunk_are_refused():
+    with pytest.raises(ValueError, match=r"taps pool2, .*fc7: mobilenet_v2 has stride4, .*pooled"):
+        ModelConfig(trunk="mobilenet_v2")
+
+
+@pytest.mark.parametrize("kernel_size", [0, 2, -1])
+def test_a_kernel_without_a_centre_is_refused(kernel_size):
+    with pytest.raises(ValueError, match=f"kernel_size {kernel_size}: wanted an odd number"):
+        ModelConfig(kernel_size=kernel_size)
+
+
+@pytest.mark.parametrize("kind", ["frames", "c3d"])
+def test_variants_of_gru_rcn_are_refused_for_models_without_grus(kind):
+    with pytest.raises(ValueError, match=f"bidirectional and stacked are variants of gru-rcn; .* kind {kind}"):
+        ModelConfig(kind=kind, stacked=True)
+
+
+def test_stacked_maps_whose_sizes_do_not_divide_are_refused():
+    config = ModelConfig(stacked=True)
+    config.check_size(10, 224)
+    config.check_size(10, 112 - 16)
+    with pytest.raises(
+        ValueError, match=r"stacked taps pool4 \(7 x 7 cells\) and pool5 \(3 x 3\), for frames of 112 pixels"
+    ):
+        config.check_size(10, 112)
+    ModelConfig().check_size(10, 112)  # only stacking needs it
+
+
+def test_c3d_wants_its_own_size_of_clips():
+    config = ModelConfig(kind="c3d")
+    config.check_size(16, 112)
+    for num_frames, size in ((10, 112), (16, 224)):
+        with pytest.raises(
+            ValueError, match=f"clips of {num_frames} frames of {size} x {size}: C3D takes 16 frames of 112"
+        ):
+            config.check_size(num_frames, size)
