@@ -144,6 +144,26 @@ class Report:
             self.client.set_terminated(self.run_id, status)
 
 
+def download_best(uri: str, run_id: str, folder: Path) -> Path:
+    """Downloads a run's best model into `folder`, and gives back where it lies: a checkpoint as cluster.runs.load_best reads it.
+
+    Raises NoTracking if the server does not answer, ValueError if there is no such run, or it has no best model yet.
+    """
+    check_reachable(uri)
+    client = MlflowClient(uri)
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        raise ValueError(
+            f"MLflow at {uri} has no run {run_id} ({error.message}); set MLFLOW_TRACKING_URI to the server that has it"
+        ) from None
+    if not client.list_artifacts(run_id, "best"):
+        raise ValueError(
+            f"MLflow run {run_id} at {uri} has no best model: nothing was validated in it yet; wait, or name another run"
+        )
+    return Path(client.download_artifacts(run_id, "best", str(folder)))
+
+
 def git_commit(folder: Path) -> str:
     """The commit of the code that runs, with "+changes" if it has any.
 

@@ -1,6 +1,7 @@
-"""Stored frames -> the model's input, on the device: cut out, resized, mirrored, coloured and normalised in one go.
+"""Stored frames, or fields of optical flow -> the model's input, on the device: cut out, resized, mirrored, coloured and
+normalised in one go.
 
-B clips, T frames, H x W the stored frames' size, S the model's input size.
+B clips, T frames, N fields, H x W the stored frames' size, S the model's input size.
 """
 
 import torch
@@ -13,6 +14,11 @@ STD = (0.229, 0.224, 0.225)
 # BT.601, limited range: rows R, G, B; columns Y, U, V; for bytes, of which 16, 128, 128 are taken off before.
 YUV_TO_RGB = torch.tensor([[1.164384, 0.0, 1.596027], [1.164384, -0.391762, -0.812968], [1.164384, 2.017232, 0.0]])
 YUV_OFFSET = torch.tensor([16.0, 128.0, 128.0])
+
+# A stored byte of flow is 128 + 127 * pixels / bound. The model sees 20 pixels as 0.5 / 0.226, as Temporal Segment Networks
+# do (Wang et al. 2016): from pictures of -20 to 20 pixels, half of the range over the mean of ImageNet's deviations.
+FLOW_STILL, FLOW_REACH = 128, 127
+FLOW_SCALE = 0.5 / 0.226 / 20
 
 
 def to_clips(planes: Tensor, box: Tensor, mirror: Tensor, size: int) -> Tensor:
@@ -34,6 +40,39 @@ def to_clips(planes: Tensor, box: Tensor, mirror: Tensor, size: int) -> Tensor:
         pixels = plane.unflatten(2, (height // scale, width // scale)).float()  # (B, T, H, W)
         resized.append(rows[:, None] @ pixels @ columns.mT[:, None])  # (B, T, S, S)
     return normalise(torch.stack(resized, dim=2))
+
+
+def flow_to_clips(
+    planes: Tensor, bound: Tensor, box: Tensor, mirror: Tensor, size: int, num_steps: int, stride: int, num_fields: int
+) -> Tensor:
+    """planes (B, N, 2H, W) uint8, u above v, bound (B,) pixels that the largest byte means, box (B, 4) top, left, height,
+    width, mirror (B,) bool -> clips (B, num_steps, 2 * num_fields, S, S) float32.
+
+    The channels of a step are u and v of its fields in their order: u_t, v_t, u_t+1, v_t+1, ... Steps share fields, and each
+    is resized once:
+
+        num_steps = 3, stride = 2, num_fields = 4, N = 8        step 0   0 1 2 3
+                                                                step 1       2 3 4 5
+                                                                step 2           4 5 6 7
+
+    Motions keep their length in stored pixels whatever the box is resized to, as in the two-stream networks. What goes right
+    goes left in a mirror: u changes its sign.
+    """
+    assert planes.shape[1] == stride * (num_steps - 1) + num_fields
+    height, width = planes.shape[2] // 2, planes.shape[3]
+    top, left, box_height, box_width = box.float().unbind(dim=1)
+    rows = resize_matrix(top, box_height, height, size)  # (B, S, H)
+    columns = resize_matrix(left, box_width, width, size)  # (B, S, W)
+    columns = torch.where(mirror[:, None, None], columns.flip(1), columns)
+
+    scale = (bound * FLOW_SCALE / FLOW_REACH)[:, None].repeat(1, 2)  # (B, 2), of u and v
+    scale[:, 0] = torch.where(mirror, -scale[:, 0], scale[:, 0])
+    pixels = (planes.float() - FLOW_STILL).unflatten(2, (2, height))  # (B, N, 2, H, W)
+    resized = rows[:, None, None] @ pixels @ columns.mT[:, None, None]  # (B, N, 2, S, S)
+    fields = resized * scale[:, None, :, None, None]
+    first = stride * torch.arange(num_steps, device=planes.device)
+    shown = first[:, None] + torch.arange(num_fields, device=planes.device)  # (T, F)
+    return fields[:, shown].flatten(2, 3)
 
 
 def resize_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:

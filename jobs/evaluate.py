@@ -5,7 +5,8 @@
 
 The probabilities of all clips and views of a video are averaged. Each video counts once over any number of workers, and its
 frames are decoded once. Scores go to RUN/evaluations/SPLIT-CLIPSxVIEWS/: scores.parquet (a row a video: key, label, class,
-predicted, scores) and result.json; the figures also go to the MLflow run that made the model.
+predicted, scores) and result.json; the figures also go to the MLflow run that made the model. jobs.fuse adds the scores of
+several models.
 
 --json FILE holds: run, checkpoint, step, split, videos, clips, views, top1, top5, loss, per_class {class: {videos, top1}},
 scores, mlflow_run_id, tracking_uri, seconds.
@@ -19,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -29,12 +28,14 @@ from cluster.engine import autocast
 from cluster.launch import News, Workers, run_workers
 from cluster.progress import Bar, duration
 from cluster.report import Report, check_reachable
-from cluster.runs import Model, load_best, write_json
-from grurcn.frames import to_clips
+from cluster.runs import Model, load_best
+from grurcn.c3d import C3D
 from grurcn.loss import Tally
 from grurcn.model import GRURCN, build_model, log_mean_vote
 from jobs.command import Flat, command_line, finish, run_command
+from jobs.inputs import model_input
 from jobs.recipes import Recipe
+from jobs.scores import FILE, Row, Scores, write_folder
 from shards.clips import Box, evaluation_views
 from shards.index import Index
 from shards.stream import ClipBatch, Reading, evaluation_batches
@@ -99,8 +100,8 @@ def main(job: Evaluate) -> int:
             result = run_workers(evaluate_worker, worker_job, job.on, scratch.parent, scratch.name, listen)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    rows = result.pop("rows")
-    conclude(job, model, index, result, rows, time.monotonic() - started)
+    scores = Scores(index.info.classes, result.pop("rows"))
+    conclude(job, model, scores, result, time.monotonic() - started)
     return 0
 
 
@@ -117,8 +118,9 @@ def check(job: Evaluate, model: Model, index: Index) -> list[tuple[Box, bool]]:
             f"{job.shards}: {len(index.info.classes)} classes ({', '.join(index.info.classes[:3])}, ...), but {job.run} was "
             f"trained for {len(classes)} ({', '.join(classes[:3])}, ...); evaluate on shards with the same classes"
         )
-    packing = index.info.packing
-    return evaluation_views(packing.height, packing.width, job.views, Recipe.from_dict(model.meta["recipe"]).clips)
+    packing, clips = index.info.packing, Recipe.from_dict(model.meta["recipe"]).clips
+    index.check_stream(clips.stream)
+    return evaluation_views(packing.height, packing.width, job.views, clips)
 
 
 def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
     trained = load_best(Path(job["checkpoint"]))
     recipe, device = Recipe.from_dict(trained.meta["recipe"]), job["device"]
     index = Index(Path(job["shards"]), job["split"])
-    model = build_model(recipe.model, len(index.info.classes), recipe.seed)
+    model = build_model(recipe.model, len(index.info.classes), recipe.seed, in_channels=recipe.clips.channels)
     model.load_state_dict(trained.weights)
     model.to(device).eval()
     tally, rows = Tally(device), []
@@ -150,7 +152,7 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
     return {**tally.read(), "videos": len(rows), "rows": rows}
 
 
-def score_video(model: GRURCN, batch: ClipBatch, recipe: Recipe, job: dict[str, Any]) -> Tensor:
+def score_video(model: GRURCN | C3D, batch: ClipBatch, recipe: Recipe, job: dict[str, Any]) -> Tensor:
     """The clips of one video -> its probabilities (K,) float64: their mean over all clips and views."""
     batch = batch.to(job["device"])
     boxes = torch.tensor([box for box, _ in job["views"]], device=job["device"])  # (V, 4)
@@ -161,7 +163,8 @@ def score_video(model: GRURCN, batch: ClipBatch, recipe: Recipe, job: dict[str, 
     total = torch.zeros(model.num_classes, dtype=torch.float64, device=job["device"])
     with torch.inference_mode(), autocast(job["precision"], job["device"]):
         for clip, view in (some.unbind(dim=1) for some in pairs.split(job["clips_at_once"])):
-            clips = to_clips(batch.frames[clip], boxes[view], mirrors[view], recipe.clips.size)
+            frames, flow_bound = batch.frames[clip], batch.flow_bound[clip]
+            clips = model_input(frames, flow_bound, boxes[view], mirrors[view], recipe.clips)
             total += log_mean_vote(model(clips, batch.draw[clip])).exp().double().sum(dim=0)
     return total / len(pairs)
 
@@ -169,9 +172,8 @@ def score_video(model: GRURCN, batch: ClipBatch, recipe: Recipe, job: dict[str, 
 def conclude(
     job: Evaluate,
     model: Model,
-    index: Index,
+    scores: Scores,
     result: dict[str, Any],
-    rows: list[dict[str, Any]],
     seconds: float,
 ) -> None:
     """Writes the scores, logs to MLflow and says what came out."""
@@ -185,13 +187,13 @@ def conclude(
         "clips": job.clips,
         "views": job.views,
         **result,
-        "per_class": per_class(rows, index.info.classes),
-        "scores": str(folder / "scores.parquet"),
+        "per_class": scores.per_class(),
+        "scores": str(folder / FILE),
         "mlflow_run_id": model.meta["mlflow_run_id"],
         "tracking_uri": model.meta["tracking_uri"],
         "seconds": seconds,
     }
-    write_folder(folder, rows, index.info.classes, result)
+    write_folder(folder, scores, result)
     report = Report(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
     report.metrics(model.step, {f"{job.split}/{key}": result[key] for key in ("loss", "top1", "top5")})
     report.files(folder, f"evaluations/{folder.name}")
@@ -205,34 +207,9 @@ def conclude(
     )
 
 
-def write_folder(folder: Path, rows: list[dict[str, Any]], classes: tuple[str, ...], result: dict[str, Any]) -> None:
-    """scores.parquet and result.json, together under their final name."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for row in rows:
-        row["class"] = classes[row["label"]]
-        row["predicted"] = classes[max(range(len(classes)), key=row["scores"].__getitem__)]
-    pq.write_table(pa.Table.from_pylist(sorted(rows, key=lambda row: row["key"])), partial / "scores.parquet")
-    write_json(partial / "result.json", result)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-
-
-def per_class(rows: list[dict[str, Any]], classes: tuple[str, ...]) -> dict[str, dict[str, float]]:
-    """{class: {videos, top1}}, for the classes that have videos."""
-    right: dict[int, list[bool]] = {}
-    for row in rows:
-        best = max(range(len(classes)), key=row["scores"].__getitem__)
-        right.setdefault(row["label"], []).append(best == row["label"])
-    return {
-        classes[label]: {"videos": len(hits), "top1": sum(hits) / len(hits)} for label, hits in sorted(right.items())
-    }
-
-
-def gather(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def gather(rows: list[Row]) -> list[Row]:
     """The rows of all ranks."""
-    parts: list[list[dict[str, Any]]] = [[] for _ in range(dist.get_world_size())]
+    parts: list[list[Row]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(parts, rows)
     return [row for part in parts for row in part]
 

@@ -3,10 +3,12 @@
     python -m jobs.make_shards --out data/mine folder --videos my-videos
     python -m jobs.make_shards --out data/ucf101 ucf101 --videos UCF-101 --lists ucfTrainTestlist --split 1
     python -m jobs.make_shards --out data/mine csv --table videos.csv
+    python -m jobs.make_shards --out data/flow --flow tvl1 folder --videos my-videos
 
 Videos are decoded to their last frame, resized and stored with a short key-frame interval, so that training reads random
-clips cheaply. A video that does not decode, or is listed but missing, is left out and named in OUT/rejected.jsonl with the
-reason. An interrupted packing goes on where it was when the same command is run again.
+clips cheaply; with --flow their optical flow is computed and stored beside them. A video that does not decode, or is listed
+but missing, is left out and named in OUT/rejected.jsonl with the reason. An interrupted packing goes on where it was when
+the same command is run again.
 
 --json FILE holds: out, classes, videos {train, val, test}, shards, rejected, rejected_list, bytes, seconds.
 """

@@ -13,7 +13,6 @@ from typing import Any
 from grurcn.loss import Loss
 from grurcn.model import ModelConfig
 from grurcn.optim import OptimConfig
-from grurcn.vgg import TAPS, tap_of
 from shards.clips import ClipConfig
 
 
@@ -43,14 +42,7 @@ class Recipe:
                 f"wanted global_batch, num_steps and val_every of at least 1, patience and seed of at least 0; found "
                 f"{self.global_batch}, {self.num_steps}, {self.val_every}, {self.patience}, {self.seed}"
             )
-
-        for tap in self.model.taps:
-            stride = tap_of(tap, 1.0).stride if tap in TAPS else None
-            if stride and self.clips.size < stride:
-                raise ValueError(
-                    f"clips.size {self.clips.size}: too small for the tap {tap}, of which a cell takes {stride} pixels; "
-                    f"wanted at least {stride}, or taps that are less deep"
-                )
+        self.model.check_size(self.clips.num_frames, self.clips.size)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -84,13 +76,139 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def gru_rcn() -> Recipe:
-    """GRU-RCN on UCF-101 split 1, RGB frames (section 5.1, Table 1), over VGG-16 with the weights that you name.
+def changed(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe with other values; those of its parts as dictionaries: changed(recipe, clips={"size": 112}, seed=1)."""
+    values = {
+        key: dataclasses.replace(getattr(recipe, key), **value) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    return dataclasses.replace(recipe, **values)
 
-    python -m jobs.train gru-rcn --shards data/ucf101 --model.weights vgg16.pth --workers 8
-    Cost: not yet measured.  Paper: 79.9 % top-1.  Ours: not yet run.
+
+def over_mobilenet(recipe: Recipe) -> Recipe:
+    """The same over MobileNetV2's maps instead of VGG-16's: four levels and the pooled vector for five, the vector for fc7."""
+    if recipe.model.kind == "c3d":
+        return recipe
+    if recipe.model.taps == ("fc7",):
+        return changed(recipe, model={"trunk": "mobilenet_v2", "taps": ("pooled",)})
+    taps, hidden = ("stride4", "stride8", "stride16", "stride32", "pooled"), (32, 64, 128, 256, 512)
+    return changed(recipe, model={"trunk": "mobilenet_v2", "taps": taps, "hidden": hidden})
+
+
+# Table 1 of the paper: UCF-101 split 1. The models of frames are fine-tuned first; the others read the maps of what came out,
+# which stays as it is: --model.weights runs/vgg16-frames (for flow, runs/vgg16-frames-flow).
+
+
+def vgg16_frames() -> Recipe:
+    """VGG-16 on single RGB frames, from ImageNet's weights (section 5.1, Table 1; rates and dropout of Wang et al. 2015).
+
+    python -m jobs.train vgg16-frames --shards data/ucf101 --workers 8
+    Cost: not yet measured; a GPU.  Paper: 78.0 % top-1.  Ours: not yet run.
     """
-    return Recipe()
+    return Recipe(
+        model=ModelConfig(
+            kind="frames",
+            taps=("fc7",),
+            hidden=(512,),
+            weights="imagenet",
+            freeze=False,
+            dropout=0.9,
+            trunk_dropout=0.9,
+        ),
+        clips=ClipConfig(num_frames=1, crop_gap=1),
+        optim=OptimConfig(optimizer="sgd", learning_rate=1e-3, weight_decay=5e-4, schedule="steps", step_every=4000),
+        global_batch=256,
+        num_steps=10_000,
+        patience=0,
+    )
+
+
+def vgg16_frames_flow() -> Recipe:
+    """VGG-16 on 10 stacked fields of optical flow, from ImageNet's weights (Table 1; Wang et al. 2015).
+
+    python -m jobs.train vgg16-frames-flow --shards data/ucf101 --workers 8
+    Cost: not yet measured; a GPU.  Paper: 85.4 % top-1.  Ours: not yet run.
+    """
+    return changed(
+        vgg16_frames(),
+        model={"dropout": 0.8},
+        clips={"stream": "flow"},
+        optim={"learning_rate": 5e-3, "step_every": 10_000},
+        num_steps=30_000,
+    )
+
+
+def vgg16_rnn() -> Recipe:
+    """VGG-16 RNN: a fully connected GRU of 512 units over fc7 (section 5.1, Table 1).
+
+    python -m jobs.train vgg16-rnn --shards data/ucf101 --model.weights runs/vgg16-frames --workers 8
+    Cost: not yet measured; a GPU.  Paper: 78.1 % top-1.  Ours: not yet run.
+    """
+    return changed(gru_rcn(), model={"taps": ("fc7",), "hidden": (512,)})
+
+
+def vgg16_rnn_flow() -> Recipe:
+    """VGG-16 RNN on optical flow (Table 1).
+
+    python -m jobs.train vgg16-rnn-flow --shards data/ucf101 --model.weights runs/vgg16-frames-flow --workers 8
+    Cost: not yet measured; a GPU.  Paper: 84.9 % top-1.  Ours: not yet run.
+    """
+    return changed(vgg16_rnn(), clips={"stream": "flow"})
+
+
+def gru_rcn() -> Recipe:
+    """GRU-RCN on RGB frames: convolutional GRUs over five levels of VGG-16 (section 5.1, Table 1).
+
+    python -m jobs.train gru-rcn --shards data/ucf101 --model.weights runs/vgg16-frames --workers 8
+    Cost: not yet measured; a GPU.  Paper: 79.9 % top-1.  Ours: not yet run.
+    """
+    return Recipe(model=ModelConfig(weights="imagenet"))
+
+
+def gru_rcn_flow() -> Recipe:
+    """GRU-RCN on optical flow (Table 1).
+
+    python -m jobs.train gru-rcn-flow --shards data/ucf101 --model.weights runs/vgg16-frames-flow --workers 8
+    Cost: not yet measured; a GPU.  Paper: 85.7 % top-1.  Ours: not yet run.
+    """
+    return changed(gru_rcn(), clips={"stream": "flow"})
+
+
+def gru_rcn_stacked() -> Recipe:
+    """Stacked GRU-RCN: each level's gates also see the state of the level below (eq. 9 to 12, Table 1).
+
+    python -m jobs.train gru-rcn-stacked --shards data/ucf101 --model.weights runs/vgg16-frames --workers 8
+    Cost: not yet measured; a GPU.  Paper: 78.3 % top-1.  Ours: not yet run.
+    """
+    return changed(gru_rcn(), model={"stacked": True})
+
+
+def gru_rcn_bidirectional() -> Recipe:
+    """Bi-directional GRU-RCN: a second GRU a level runs from the last frame to the first (Table 1).
+
+    python -m jobs.train gru-rcn-bidirectional --shards data/ucf101 --model.weights runs/vgg16-frames --workers 8
+    Cost: not yet measured; a GPU.  Paper: 80.7 % top-1.  Ours: not yet run.
+    """
+    return changed(gru_rcn(), model={"bidirectional": True})
+
+
+def c3d() -> Recipe:
+    """C3D, one network, on 16 frames of 112 x 112 (Tran et al. 2015, Table 1), from nothing, or from weights that you name.
+
+    python -m jobs.train c3d --shards data/ucf101 --model.weights c3d.pth --workers 8
+    Cost: not yet measured; a GPU.  Paper: 82.3 % top-1 (with a million videos of Sports-1M before).  Ours: not yet run.
+
+    Published Sports-1M files want pixels of 0 to 255; ours are divided by ImageNet's deviation, so the first kernels learn anew.
+    """
+    return Recipe(
+        model=ModelConfig(kind="c3d", dropout=0.5),
+        clips=ClipConfig(num_frames=16, size=112, crop_scales=(0.875,)),
+        optim=OptimConfig(optimizer="sgd", learning_rate=3e-3, weight_decay=5e-4, schedule="steps", step_every=4000),
+        num_steps=16_000,
+    )
+
+
+# Smaller ones.
 
 
 def gru_rcn_small() -> Recipe:
@@ -134,12 +252,19 @@ def demo_frames() -> Recipe:
     python -m jobs.train demo-frames --shards demo/shards
     Cost: about a minute on two CPU cores.  Paper: none.  Ours: 0.115 top-1 (chance 0.125).
     """
-    whole = demo()
-    return dataclasses.replace(whole, model=dataclasses.replace(whole.model, kind="frames"))
+    return changed(demo(), model={"kind": "frames"})
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
+    "vgg16-frames": vgg16_frames,
+    "vgg16-frames-flow": vgg16_frames_flow,
+    "vgg16-rnn": vgg16_rnn,
+    "vgg16-rnn-flow": vgg16_rnn_flow,
     "gru-rcn": gru_rcn,
+    "gru-rcn-flow": gru_rcn_flow,
+    "gru-rcn-stacked": gru_rcn_stacked,
+    "gru-rcn-bidirectional": gru_rcn_bidirectional,
+    "c3d": c3d,
     "gru-rcn-small": gru_rcn_small,
     "demo": demo,
     "demo-frames": demo_frames,

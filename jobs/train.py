@@ -13,7 +13,7 @@ MLflow tracks it: in STORAGE/mlflow.db, or on the server that MLFLOW_TRACKING_UR
 import dataclasses
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,9 +24,9 @@ from cluster.progress import Bar, duration
 from cluster.report import Report, git_commit, open_run, tracking_uri, ui_command
 from cluster.runs import Identity, OtherRun, RunFolder
 from grurcn.model import build_model
-from grurcn.weights import read_weights
 from jobs.command import STYLE, Flat, finish, prog, run_command
-from jobs.recipes import RECIPES, Recipe, flat
+from jobs.pretrained import absolute, first_weights
+from jobs.recipes import RECIPES, Recipe, changed, flat
 from jobs.training import train_worker
 from shards.index import Index
 from shards.order import Order, lanes_of
@@ -53,6 +53,8 @@ class Train:
     """Parts that each worker's share of a global batch is computed in, for less memory."""
     zero: Literal[0, 1, 2, 3] = 0
     """ZeRO stage: what DeepSpeed spreads over the workers (1 optimizer state, 2 and gradients, 3 and weights)."""
+    recompute: bool = False
+    """Compute the GRUs again in the backward pass instead of keeping what it needs: less memory, more time."""
     deepspeed: Path | None = None
     """A DeepSpeed JSON file of your own instead of cluster/deepspeed/zeroN.json."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -90,7 +92,9 @@ def main(recipe_name: str, job: Train) -> int:
     """Checks, opens the MLflow run, trains, reports; gives back the exit status."""
     started = time.monotonic()
     run = RunFolder(job.storage.absolute() / (job.name or recipe_name))
-    index = check(job)
+    # Workers run in other folders; and a run is the same wherever it is begun from.
+    job = replace(job, recipe=changed(job.recipe, model={"weights": absolute(job.recipe.model.weights)}))
+    index = check(job, run)
     identity = open_identity(job, run, index, recipe_name)
     report = Report(identity.tracking_uri, identity.mlflow_run_id)
     result = run.result()
@@ -109,9 +113,10 @@ def main(recipe_name: str, job: Train) -> int:
     return 0
 
 
-def check(job: Train) -> Index:
+def check(job: Train, run: RunFolder) -> Index:
     """Finds out, before anything is started, what would stop a worker later."""
     index = Index(job.shards.absolute(), "train")
+    index.check_stream(job.recipe.clips.stream)
     index.check_files()
     Index(job.shards.absolute(), "val").check_files()
     recipe = job.recipe
@@ -122,8 +127,9 @@ def check(job: Train) -> Index:
             f"a worker's {len(lanes)} videos of a global batch cannot be cut into {job.accumulation} equal parts; "
             f"wanted an --accumulation that divides {len(lanes)}"
         )
-    weights = read_weights(recipe.model.weights) if recipe.model.weights else None
-    build_model(recipe.model, len(index.info.classes), recipe.seed, weights)
+    fresh = run.newest() is None
+    weights = first_weights(recipe.model, tracking_uri(job.storage)) if fresh else None
+    build_model(recipe.model, len(index.info.classes), recipe.seed, weights, recipe.clips.channels)
     return index
 
 
@@ -203,6 +209,7 @@ def train(job: Train, run: RunFolder, identity: Identity) -> dict[str, Any]:
             "reading": dataclasses.asdict(job.reading),
             "accumulation": job.accumulation,
             "zero": job.zero,
+            "recompute": job.recompute,
             "deepspeed": str(job.deepspeed.absolute()) if job.deepspeed else None,
             "precision": job.precision,
             "log_every": job.log_every,

@@ -17,11 +17,11 @@ from cluster.engine import loss_scale, set_learning_rate, start_engine
 from cluster.progress import duration
 from cluster.report import Report
 from cluster.runs import RunFolder, read_best
-from grurcn.frames import to_clips
 from grurcn.loss import Tally, nll_loss
 from grurcn.model import build_model, log_mean_vote
 from grurcn.optim import build_optimizer, learning_rate
-from grurcn.weights import read_weights
+from jobs.inputs import model_input
+from jobs.pretrained import first_weights
 from jobs.recipes import Recipe
 from shards.index import Index
 from shards.order import Order
@@ -44,7 +44,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     index, reading = Index(Path(job["shards"]), "train"), Reading(**job["reading"])
     order = Order([shard.samples for shard in index.shards], recipe.global_batch, recipe.seed)
     report = Report(job["tracking_uri"], job["mlflow_run_id"], rank)
-    engine = build_engine(recipe, index, job)
+    engine = build_engine(recipe, index, job, fresh=run.newest() is None)
     progress = resume(engine, run, job, report)
     start = divmod(progress.step, order.steps_per_epoch)
     batches = train_batches(index, recipe.clips, order, rank=rank, world_size=world_size, start=start, reading=reading)
@@ -56,7 +56,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         rate = learning_rate(progress.step, recipe.num_steps, recipe.optim)
         set_learning_rate(engine, rate)
         for part in batch.to(device).split(job["accumulation"]):
-            levels = engine(to_clips(part.frames, part.box, part.mirror, recipe.clips.size), part.draw)  # (B, L, K)
+            clips = model_input(part.frames, part.flow_bound, part.box, part.mirror, recipe.clips)
+            levels = engine(clips, part.draw)  # (B, L, K)
             engine.backward(nll_loss(levels, part.label, recipe.loss))
             engine.step()
             tally.add(log_mean_vote(levels), part.label)
@@ -100,11 +101,13 @@ class Progress:
         }
 
 
-def build_engine(recipe: Recipe, index: Index, job: dict[str, Any]) -> DeepSpeedEngine:
-    weights = read_weights(recipe.model.weights) if recipe.model.weights else None
-    model = build_model(recipe.model, len(index.info.classes), recipe.seed, weights).to(job["device"])
+def build_engine(recipe: Recipe, index: Index, job: dict[str, Any], fresh: bool) -> DeepSpeedEngine:
+    """The model in its engine; pretrained weights are read for a fresh start only, as a checkpoint has its own."""
+    weights = first_weights(recipe.model, job["tracking_uri"]) if fresh else None
+    num_classes, channels = len(index.info.classes), recipe.clips.channels
+    model = build_model(recipe.model, num_classes, recipe.seed, weights, channels, job["recompute"])
     return start_engine(
-        model,
+        model.to(job["device"]),
         build_optimizer(model.parameters(), recipe.optim),
         zero_stage=job["zero"],
         global_batch=recipe.global_batch,
@@ -167,7 +170,8 @@ def validate(
     with torch.inference_mode():
         for _, batch in validation_batches(index, recipe, job):
             part = batch.to(job["device"])
-            levels = engine(to_clips(part.frames, part.box, part.mirror, recipe.clips.size), part.draw)
+            clips = model_input(part.frames, part.flow_bound, part.box, part.mirror, recipe.clips)
+            levels = engine(clips, part.draw)
             tally.add(log_mean_vote(levels), part.label, part.weight)
     engine.train()
     values = tally.read()

@@ -1,15 +1,18 @@
-"""Which frames of a video and which part of the picture: pure arithmetic from (seed, epoch, sample).
+"""Which frames of a video, or fields of its optical flow, and which part of the picture: pure arithmetic from (seed, epoch,
+sample).
 
 A box is (top, left, height, width) in pixels of the stored frames; it is cut out and resized on the device.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from shards.order import CLIP_OF_SAMPLE, random_bits
 
 Box = tuple[int, int, int, int]
+Stream = Literal["rgb", "flow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,51 +23,88 @@ class ClipConfig:
     """Frames in a clip."""
     stride: int = 1
     """From one frame of a clip to the next, in frames of the video."""
+    stream: Stream = "rgb"
+    """rgb: the frames themselves; flow: the optical flow that was packed beside them."""
+    flow_fields: int = 10
+    """Fields of flow that the model sees at each frame of a clip: the one that starts there and those that follow."""
     size: int = 224
     """Height and width of the model's input, in pixels."""
     crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.65625)
     """Training crops: height and width are drawn each from these shares of the stored frames' shorter side
     (256, 224, 192, 168 of 256)."""
+    crop_gap: int | None = None
+    """Places in crop_scales by which a crop's height and width may differ, at most. Default: any."""
     mirror: bool = True
     """Mirror half of the training clips, and the second half of ten test views. Off where left and right matter."""
     test_scale: float = 0.875
     """Side of the square test crops, as a share of the stored frames' shorter side."""
 
     def __post_init__(self) -> None:
-        if self.num_frames < 1 or self.stride < 1 or self.size < 1:
+        if min(self.num_frames, self.stride, self.size, self.flow_fields) < 1:
             raise ValueError(
-                f"num_frames {self.num_frames}, stride {self.stride}, size {self.size}: wanted at least 1 of each"
+                f"num_frames {self.num_frames}, stride {self.stride}, size {self.size}, flow_fields {self.flow_fields}: "
+                "wanted at least 1 of each"
             )
+        if self.crop_gap is not None and self.crop_gap < 0:
+            raise ValueError(f"crop_gap {self.crop_gap}: wanted at least 0 (square crops)")
+        if self.stream not in ("rgb", "flow"):
+            raise ValueError(f"stream {self.stream!r}: wanted rgb or flow")
         for scale in (*self.crop_scales, self.test_scale):
             if not 0 < scale <= 1:
                 raise ValueError(f"a crop of {scale:g} of the shorter side: wanted above 0 and at most 1")
+
+    def scales_near(self, place: int) -> tuple[float, ...]:
+        """The crop scales that the width may have where the height has the one at `place`."""
+        gap = len(self.crop_scales) if self.crop_gap is None else self.crop_gap
+        return self.crop_scales[max(0, place - gap) : place + gap + 1]
+
+    @property
+    def span(self) -> int:
+        """Frames of a video from the first to the last that a clip shows, both counted."""
+        return clip_span(self.num_frames, self.stride, self.flow_fields if self.stream == "flow" else 1)
+
+    @property
+    def frames_read(self) -> int:
+        """Stored frames that a clip is made of, or fields: all of its span, as steps share them."""
+        return self.span if self.stream == "flow" else self.num_frames
+
+    @property
+    def channels(self) -> int:
+        """Of the model's input: red, green, blue, or u and v of each field."""
+        return 2 * self.flow_fields if self.stream == "flow" else 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
     """One clip of one video, not yet read."""
 
-    frames: np.ndarray  # (T,) frame numbers
+    frames: np.ndarray  # (T,) numbers of frames, or (N,) of fields: config.frames_read of them
     box: Box
     mirror: bool
     draw: int  # 63 random bits of this sample in this epoch, for whatever else is random about it (dropout)
 
 
-def clip_span(num_frames: int, stride: int) -> int:
-    """Frames from the first to the last of a clip, both counted.
+def clip_span(num_frames: int, stride: int, fields: int = 1) -> int:
+    """Frames from the first to the last of a clip, both counted; each frame of the clip shows so many fields from it on.
 
     num_frames = 4, stride = 1: ffff       span 4
     num_frames = 4, stride = 2: f.f.f.f    span 7
+
+    num_frames = 3, stride = 2, fields = 4:
+                        ffff
+                          ffff
+                            ffff           span 8
     """
-    return stride * (num_frames - 1) + 1
+    return stride * (num_frames - 1) + fields
 
 
 def frames_from(start: int, video_frames: int, config: ClipConfig) -> np.ndarray:
-    """(T,) frame numbers of a clip that starts at `start`; a video shorter than a clip holds its last frame.
+    """(config.frames_read,) numbers of a clip's frames, or fields, from `start` on; a video shorter than a clip holds its last.
 
     video_frames = 3, num_frames = 5: 0 1 2 2 2
     """
-    return np.minimum(start + config.stride * np.arange(config.num_frames), video_frames - 1)
+    stride = 1 if config.stream == "flow" else config.stride
+    return np.minimum(start + stride * np.arange(config.frames_read), video_frames - 1)
 
 
 def train_clip(
@@ -72,10 +112,12 @@ def train_clip(
 ) -> Clip:
     """The clip of a sample in an epoch: a random start, a random box at a corner or the centre, mirrored or not."""
     bits = random_bits(6, seed, epoch, CLIP_OF_SAMPLE, sample)
-    starts = max(1, video_frames - clip_span(config.num_frames, config.stride) + 1)
+    starts = max(1, video_frames - config.span + 1)
     side = min(height, width)
-    box_height = round(side * config.crop_scales[pick(bits[1], len(config.crop_scales))])
-    box_width = round(side * config.crop_scales[pick(bits[2], len(config.crop_scales))])
+    tall = pick(bits[1], len(config.crop_scales))
+    box_height = round(side * config.crop_scales[tall])
+    near = config.scales_near(tall)
+    box_width = round(side * near[pick(bits[2], len(near))])
     return Clip(
         frames=frames_from(pick(bits[0], starts), video_frames, config),
         box=corners_and_centre(height, width, box_height, box_width)[pick(bits[3], 5)],
@@ -85,12 +127,13 @@ def train_clip(
 
 
 def evaluation_clips(video_frames: int, num_clips: int, config: ClipConfig) -> np.ndarray:
-    """(num_clips, T) frame numbers of equally spaced clips, the first at the start and the last at the end.
+    """(num_clips, config.frames_read) numbers of the frames, or fields, of equally spaced clips, the first at the start and
+    the last at the end.
 
     video_frames = 9, num_frames = 3, num_clips = 3:  0 1 2   3 4 5   6 7 8
     One clip lies in the middle.
     """
-    last = max(0, video_frames - clip_span(config.num_frames, config.stride))
+    last = max(0, video_frames - config.span)
     starts = np.rint(np.linspace(0, last, num_clips)) if num_clips > 1 else np.array([last // 2])
     return np.stack([frames_from(int(start), video_frames, config) for start in starts])
 

@@ -2,7 +2,7 @@
 
     FOLDER/dataset.json          classes, counts, packing, every shard's size and SHA-256, format version
     FOLDER/train.index.arrow     one record batch a shard, one row a sample, memory-mapped
-    FOLDER/train-000000.tar ...  plain WebDataset shards: KEY.mp4, KEY.json
+    FOLDER/train-000000.tar ...  plain WebDataset shards: KEY.mp4, KEY.flow.mp4 where flow was packed, KEY.json
     FOLDER/rejected.jsonl        videos that were listed and refused or missing, with the reason
 
 A sample's number is its row in the split's index: shards in order, samples in order of their keys. Nothing here holds
@@ -20,10 +20,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from shards.clips import Stream
 from shards.video import Packing
 
 FORMAT = "grurcn-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -34,6 +35,10 @@ SCHEMA = pa.schema(
         ("video_offset", pa.int64()),  # of the video's bytes in the tar
         ("video_size", pa.int64()),
         ("video_crc32", pa.uint32()),
+        ("flow_offset", pa.int64()),  # of the optical flow's bytes; null, as the next three, where none was packed
+        ("flow_size", pa.int64()),
+        ("flow_crc32", pa.uint32()),
+        ("flow_bound", pa.float32()),  # pixels that its largest byte means
         ("json_offset", pa.int64()),
         ("json_size", pa.int64()),
     ]
@@ -55,6 +60,16 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Flow:
+    """Where the optical flow of one video lies."""
+
+    offset: int  # bytes from the shard's start to its first byte
+    size_bytes: int
+    crc32: int
+    bound: float  # pixels that its largest byte means
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Where one video lies, and what is known of it without reading it."""
 
@@ -68,6 +83,7 @@ class Sample:
     offset: int  # bytes from the shard's start to the video's first byte
     size_bytes: int
     crc32: int
+    flow: Flow | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +181,16 @@ class Index:
             offset=row["video_offset"],
             size_bytes=row["video_size"],
             crc32=row["video_crc32"],
+            flow=flow_of(row),
         )
+
+    def check_stream(self, stream: Stream) -> None:
+        """Raises BadShards if clips of this stream are wanted and were not packed."""
+        if stream == "flow" and self.info.packing.flow == "none":
+            raise BadShards(
+                f"{self.folder}: packed without optical flow, clips of the stream {stream!r} are wanted; pack the videos "
+                "again into another folder with: python -m jobs.make_shards --flow tvl1"
+            )
 
     def check_files(self) -> None:
         """Raises BadShards unless the index is the one of dataset.json and every shard is there in its full length."""
@@ -180,6 +205,14 @@ class Index:
                 raise BadShards(
                     f"{path}: {state}, the index wants {shard.size_bytes:,} bytes; restore the file, or pack again"
                 )
+
+
+def flow_of(row: dict[str, Any]) -> Flow | None:
+    if row["flow_offset"] is None:
+        return None
+    return Flow(
+        offset=row["flow_offset"], size_bytes=row["flow_size"], crc32=row["flow_crc32"], bound=row["flow_bound"]
+    )
 
 
 def index_path(folder: Path, split: str) -> Path:

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import pyarrow as pa
 
+from shards.flow import flow_between
 from shards.index import SCHEMA, BadShards, DatasetInfo, Shard, file_sha256, index_path, read_dataset
 from shards.sources import SPLITS, Entry, Listing
 from shards.video import BadVideo, Packing, store_video
@@ -68,10 +69,13 @@ def plan_packing(
 ) -> Plan:
     """Shuffles each split's videos with the seed, so that no shard holds one class, and cuts them into shards.
 
-    Listed videos that are not on disk take no place in a shard. Raises ValueError for shards of no videos.
+    Listed videos that are not on disk take no place in a shard. Raises ValueError for shards of no videos, NoOpenCV where
+    optical flow cannot be computed.
     """
     if videos_per_shard < 1:
         raise ValueError(f"{videos_per_shard} videos per shard: wanted at least 1")
+    if packing.flow != "none":
+        flow_between(packing.flow)
     shards, missing = [], []
     for split in SPLITS:
         listed = sorted((entry for entry in listing.entries if entry.split == split), key=lambda entry: entry.key)
@@ -161,7 +165,7 @@ def pack_shard(folder: Path, shard: ShardPlan, classes: Sequence[str]) -> Iterat
 
 
 def add_sample(tar: tarfile.TarFile, entry: Entry, packing: Packing, classes: Sequence[str]) -> dict[str, Any]:
-    """Appends KEY.mp4 and KEY.json and gives back the sample's row of the index."""
+    """Appends KEY.mp4, KEY.flow.mp4 if wanted, and KEY.json, and gives back the sample's row of the index."""
     if not entry.path.is_file():
         raise BadVideo(NO_FILE)
     try:
@@ -178,19 +182,28 @@ def add_sample(tar: tarfile.TarFile, entry: Entry, packing: Packing, classes: Se
         "fps": video.fps,
         "source": entry.name,
     }
-    video_offset = add_member(tar, f"{entry.key}.{video.suffix}", video.data)
-    about_json = json.dumps(about).encode()
-    json_offset = add_member(tar, f"{entry.key}.json", about_json)
-    return {
+    row = {
         "key": entry.key,
         "label": label,
         "group": entry.group,
         "num_frames": video.num_frames,
         "fps": video.fps,
-        "video_offset": video_offset,
+        "video_offset": add_member(tar, f"{entry.key}.{video.suffix}", video.data),
         "video_size": len(video.data),
         "video_crc32": zlib.crc32(video.data),
-        "json_offset": json_offset,
+    }
+    if video.flow is not None:
+        about |= {"flow": packing.flow, "flow_bound": packing.flow_bound}
+        row |= {
+            "flow_offset": add_member(tar, f"{entry.key}.flow.mp4", video.flow),
+            "flow_size": len(video.flow),
+            "flow_crc32": zlib.crc32(video.flow),
+            "flow_bound": packing.flow_bound,
+        }
+    about_json = json.dumps(about).encode()
+    return {
+        **row,
+        "json_offset": add_member(tar, f"{entry.key}.json", about_json),
         "json_size": len(about_json),
     }
 

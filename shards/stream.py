@@ -1,7 +1,7 @@
 """Order -> bytes -> clip batches: a webdataset pipeline whose source is ours.
 
     source      (epoch, step) by (epoch, step), which clip of which sample    order.py, clips.py: no I/O
-    read        + the video's bytes, checked by CRC-32                        a few threads
+    read        + the bytes of the video or of its flow, checked by CRC-32    a few threads
     decode      + the clip's planes                                           one thread a core
     batch       -> ClipBatch                                                  these lanes' part of the global batch
     ahead       the stages above run this many batches ahead                  a thread
@@ -10,7 +10,7 @@ Samples travel as dicts, as in any webdataset pipeline; stages of a user's own g
 not processes: PyAV lets go of Python's lock while it decodes, nothing is forked inside a Ray worker, and the order of
 samples is kept whatever the threads do.
 
-B clips, T frames, H x W the stored frames' size.
+B clips, T frames, N fields of flow, H x W the stored frames' size.
 """
 
 import queue
@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 from webdataset.pipeline import DataPipeline
 
-from shards.clips import Clip, ClipConfig, evaluation_clips, evaluation_views, train_clip
-from shards.index import BadShards, Index, Sample
+from shards.clips import Clip, ClipConfig, Stream, evaluation_clips, evaluation_views, train_clip
+from shards.index import BadShards, Flow, Index, Sample
 from shards.order import PADDING, Order, lanes_of
 from shards.store import FolderStore, Store
-from shards.video import BadVideo, read_frames
+from shards.video import BadVideo, read_flow, read_frames
 
 T = TypeVar("T")
 Stage = Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]]
@@ -43,7 +43,8 @@ Stage = Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]]
 class ClipBatch:
     """Clips of stored frames, not yet cropped: what shards/ hands to the model. Padding has weight 0."""
 
-    frames: Tensor  # (B, T, H * 3 // 2, W) uint8, yuv420p planes
+    frames: Tensor  # (B, T, H * 3 // 2, W) uint8, yuv420p planes; of flow (B, N, 2H, W) uint8, u above v (flow.py)
+    flow_bound: Tensor  # (B,) float32: pixels that the largest byte of flow means; 0 where there is none
     box: Tensor  # (B, 4) int64: top, left, height, width of the part to cut out
     mirror: Tensor  # (B,) bool
     label: Tensor  # (B,) int64
@@ -89,8 +90,10 @@ def train_batches(
 ) -> Generator[tuple[tuple[int, int], ClipBatch], None, None]:
     """This rank's part of every global batch from (epoch, step) on, without end: ((epoch, step), its lanes' clips).
 
-    Raises BadBatch if the workers do not divide the global batch; while reading, BadShards with shard, key and offset.
+    Raises BadBatch if the workers do not divide the global batch, BadShards if the stream was not packed; while reading,
+    BadShards with shard, key and offset.
     """
+    index.check_stream(clips.stream)
     lanes = lanes_of(rank, world_size, order.global_batch)
     source = partial(train_source, index, clips, order, lanes, start)
     return clip_batches(source, index, len(lanes), reading or Reading(), stages)
@@ -111,6 +114,7 @@ def evaluation_batches(
     A batch holds the clips of global_batch / world_size videos, video by video, centre view; all ranks get equally many
     batches, the last of them filled up with padding of weight 0.
     """
+    index.check_stream(clips.stream)
     order = Order([shard.samples for shard in index.shards], global_batch, seed=None)
     lanes = lanes_of(rank, world_size, global_batch)
     source = partial(evaluation_source, index, clips, order, lanes, num_clips)
@@ -152,6 +156,7 @@ def train_source(
                 "__key__": sample.key,
                 "place": (epoch, step),
                 "sample": sample,
+                "part": part_of(sample, clips.stream),
                 "clip": clip,
                 "weight": 1.0,
             }
@@ -173,31 +178,42 @@ def evaluation_source(
             clip = Clip(frames=frames.reshape(-1), box=box, mirror=mirror, draw=0)
             weight = float(number != PADDING)
             yield {
-                "__key__": sample.key, "place": (0, step), "sample": sample, "clip": clip, "weight": weight,
-                "num_clips": num_clips,
+                "__key__": sample.key, "place": (0, step), "sample": sample, "part": part_of(sample, clips.stream),
+                "clip": clip, "weight": weight, "num_clips": num_clips,
             }  # fmt: skip
 
 
+def part_of(sample: Sample, stream: Stream) -> Sample | Flow:
+    """What of a sample is read for a stream: its video, or the video of its flow."""
+    if stream == "rgb":
+        return sample
+    assert sample.flow is not None  # Index.check_stream
+    return sample.flow
+
+
 def read_video(store: Store, item: dict[str, Any]) -> dict[str, Any]:
-    """Adds the video's bytes. Raises BadShards with shard, key and offset if they are not those that were packed."""
+    """Adds the part's bytes. Raises BadShards with shard, key and offset if they are not those that were packed."""
     sample: Sample = item["sample"]
-    data = store.read(sample.shard, sample.offset, sample.size_bytes)
-    if zlib.crc32(data) != sample.crc32:
+    part: Sample | Flow = item["part"]
+    data = store.read(sample.shard, part.offset, part.size_bytes)
+    if zlib.crc32(data) != part.crc32:
         raise BadShards(
-            f"{sample.shard}: the {sample.size_bytes} bytes at offset {sample.offset} are not those of {sample.key} "
+            f"{sample.shard}: the {part.size_bytes} bytes at offset {part.offset} are not those of {sample.key} "
             "that were packed (CRC-32 differs); restore the shard, or pack again"
         )
     return {**item, "mp4": data}
 
 
 def decode_clip(index: Index, item: dict[str, Any]) -> dict[str, Any]:
-    """Replaces the video's bytes by the clip's planes (T, H * 3 // 2, W) uint8."""
+    """Replaces the part's bytes by the clip's planes: (T, H * 3 // 2, W) uint8 of frames, (N, 2H, W) uint8 of flow."""
     sample: Sample = item["sample"]
+    part: Sample | Flow = item["part"]
     clip: Clip = item["clip"]
+    read = read_flow if isinstance(part, Flow) else read_frames
     try:
-        planes = read_frames(item.pop("mp4"), clip.frames.tolist(), index.info.packing)
+        planes = read(item.pop("mp4"), clip.frames.tolist(), index.info.packing)
     except BadVideo as error:
-        raise BadShards(f"{sample.shard}: {sample.key} at offset {sample.offset}: {error}") from None
+        raise BadShards(f"{sample.shard}: {sample.key} at offset {part.offset}: {error}") from None
     return {**item, "planes": planes}
 
 
@@ -226,6 +242,7 @@ def collate(group: Sequence[dict[str, Any]]) -> ClipBatch:
     frames = torch.from_numpy(np.stack([item["planes"] for item in group]))
     return ClipBatch(
         frames=frames.reshape(len(group) * num_clips, -1, *frames.shape[2:]),
+        flow_bound=column((bound_of(item["part"]) for item in group), torch.float32),
         box=column((item["clip"].box for item in group), torch.int64),
         mirror=column((item["clip"].mirror for item in group), torch.bool),
         label=column((item["sample"].label for item in group), torch.int64),
@@ -233,6 +250,10 @@ def collate(group: Sequence[dict[str, Any]]) -> ClipBatch:
         draw=column((item["clip"].draw for item in group), torch.int64),
         sample=column((item["sample"].number for item in group), torch.int64),
     )
+
+
+def bound_of(part: Sample | Flow) -> float:
+    return part.bound if isinstance(part, Flow) else 0.0
 
 
 def ordered_map(function: Callable[[Any], T], items: Iterable[Any], num_threads: int, in_flight: int) -> Iterator[T]:

@@ -13,6 +13,7 @@ os.environ.pop("RAY_ADDRESS", None)
 
 from jobs import make_shards
 from jobs.demo import MOTIONS, SIZE, draw_motion, write_video
+from shards.flow import FlowMethod
 from shards.sources import Folder
 from shards.video import Packing
 
@@ -45,11 +46,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("storage")
 
 
-def packing_job(videos: Path, out: Path, workers: int = 0, **options) -> make_shards.MakeShards:
+def packing_job(videos: Path, out: Path, workers: int = 0, flow: FlowMethod = "none", **options) -> make_shards.MakeShards:
     return make_shards.MakeShards(
         source=Folder(videos=videos, val_share=0.17, test_share=0.17),
         out=out,
-        packing=Packing(width=SIZE, height=SIZE),
+        packing=Packing(width=SIZE, height=SIZE, flow=flow),
         videos_per_shard=5,
         workers=workers,
         **options,

@@ -1,6 +1,7 @@
 """Which frames and which part of the picture: by hand, within bounds, and evenly spread."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ CONFIGS = st.builds(
     crop_scales=st.lists(st.floats(0.1, 1), min_size=1, max_size=4).map(tuple),
     mirror=st.booleans(),
     test_scale=st.floats(0.1, 1),
+    stream=st.sampled_from(["rgb", "flow"]),
+    flow_fields=st.integers(1, 12),
 )
 SIDES = st.integers(8, 200).map(lambda half: 2 * half)
 
@@ -38,6 +41,7 @@ def within(box, height, width):
 @pytest.mark.parametrize(("num_frames", "stride", "span"), [(4, 1, 4), (4, 2, 7), (1, 5, 1), (10, 3, 28)])
 def test_a_clips_span_as_worked_by_hand(num_frames, stride, span):
     assert clip_span(num_frames, stride) == span
+    assert clip_span(num_frames, stride, fields=4) == span + 3
 
 
 @pytest.mark.parametrize(
@@ -52,11 +56,11 @@ def test_frames_as_worked_by_hand_and_a_short_video_holds_its_last(start, video_
 @given(config=CONFIGS, video_frames=st.integers(1, 80), height=SIDES, width=SIDES, sample=st.integers(0, 10**9))
 def test_a_training_clip_lies_within_its_video(config, video_frames, height, width, sample):
     clip = train_clip(video_frames, height, width, config, seed=5, epoch=2, sample=sample)
-    assert clip.frames.shape == (config.num_frames,)
+    assert clip.frames.shape == (config.frames_read,)
     assert 0 <= clip.frames.min() <= clip.frames.max() < video_frames
     steps = np.diff(clip.frames)
-    if video_frames >= clip_span(config.num_frames, config.stride):
-        assert (steps == config.stride).all()
+    if video_frames >= config.span:
+        assert (steps == (1 if config.stream == "flow" else config.stride)).all()
     else:
         assert clip.frames[0] == 0
         assert clip.frames[-1] == video_frames - 1
@@ -128,6 +132,41 @@ def test_picking_as_worked_by_hand():
     assert pick(np.uint64(2**64 - 1), 10) == 9
 
 
+# Optical flow
+
+
+@pytest.mark.parametrize(
+    ("start", "video_frames", "fields"),
+    [(5, 20, [5, 6, 7, 8, 9, 10, 11, 12]), (5, 9, [5, 6, 7, 8, 8, 8, 8, 8]), (0, 1, [0, 0, 0, 0, 0, 0, 0, 0])],
+)
+def test_fields_of_a_flow_clip_as_worked_by_hand(start, video_frames, fields):
+    """Three steps of four fields each, two apart: 5 6 7 8, 7 8 9 10, 9 10 11 12."""
+    config = ClipConfig(num_frames=3, stride=2, stream="flow", flow_fields=4)
+    assert (config.span, config.frames_read, config.channels) == (8, 8, 8)
+    assert frames_from(start, video_frames, config).tolist() == fields
+
+
+@settings(deadline=None)
+@given(config=CONFIGS, start=st.integers(0, 100), length=st.integers(1, 100))
+def test_a_flow_clip_reads_each_field_of_its_steps_once(config, start, length):
+    """Against the list of the fields that each step shows."""
+    config = replace(config, stream="flow")
+    wanted = {
+        start + step * config.stride + field for step in range(config.num_frames) for field in range(config.flow_fields)
+    }
+    if config.flow_fields >= config.stride:  # else some between two steps are read and not shown
+        assert frames_from(start, 10**6, config).tolist() == sorted(wanted)
+    else:
+        assert frames_from(start, 10**6, config).tolist() == list(range(min(wanted), max(wanted) + 1))
+    held = frames_from(start, start + length, config)
+    assert held.tolist() == [min(field, start + length - 1) for field in range(start, start + config.span)]
+
+
+def test_an_rgb_clip_reads_its_frames_alone_whatever_is_said_of_flow():
+    config = ClipConfig(num_frames=4, stride=3, flow_fields=7)
+    assert (config.span, config.frames_read, config.channels) == (10, 4, 3)
+
+
 # Evaluation
 
 
@@ -152,10 +191,10 @@ def test_evaluation_clips_as_worked_by_hand(video_frames, num_clips, clips):
 @given(config=CONFIGS, video_frames=st.integers(1, 200), num_clips=st.integers(2, 25))
 def test_evaluation_clips_are_equally_spaced_from_the_start_to_the_end(config, video_frames, num_clips):
     clips = evaluation_clips(video_frames, num_clips, config)
-    assert clips.shape == (num_clips, config.num_frames)
+    assert clips.shape == (num_clips, config.frames_read)
     assert 0 <= clips.min() <= clips.max() < video_frames
     starts = clips[:, 0]
-    last = max(0, video_frames - clip_span(config.num_frames, config.stride))
+    last = max(0, video_frames - config.span)
     assert starts[0] == 0
     assert starts[-1] == last
     np.testing.assert_allclose(starts, np.arange(num_clips) * last / (num_clips - 1), atol=0.5)
@@ -166,7 +205,7 @@ def test_evaluation_clips_are_equally_spaced_from_the_start_to_the_end(config, v
 def test_one_evaluation_clip_lies_in_the_middle(config, video_frames):
     [clip] = evaluation_clips(video_frames, 1, config)
     before, after = clip[0], video_frames - 1 - clip[-1]
-    if video_frames >= clip_span(config.num_frames, config.stride):
+    if video_frames >= config.span:
         assert 0 <= after - before <= 1
 
 
@@ -216,9 +255,11 @@ def test_corners_and_centre_as_worked_by_hand():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_frames": 0}, r"num_frames 0, stride 1, size 224: wanted at least 1 of each"),
+        ({"num_frames": 0}, r"num_frames 0, stride 1, size 224, flow_fields 10: wanted at least 1 of each"),
         ({"stride": -1}, r"stride -1"),
         ({"size": 0}, r"size 0"),
+        ({"flow_fields": 0}, r"flow_fields 0: wanted at least 1"),
+        ({"stream": "Flow"}, r"stream 'Flow': wanted rgb or flow"),
         ({"crop_scales": (1.0, 0.0)}, r"a crop of 0 of the shorter side: wanted above 0 and at most 1"),
         ({"test_scale": 1.2}, r"a crop of 1\.2 of the shorter side"),
     ],
@@ -226,3 +267,20 @@ def test_corners_and_centre_as_worked_by_hand():
 def test_clip_settings_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ClipConfig(**options)
+
+
+@pytest.mark.parametrize(("gap", "pairs"), [(None, 16), (0, 4), (1, 10), (2, 14), (9, 16)])
+def test_height_and_width_of_a_crop_differ_by_at_most_the_gap(gap, pairs):
+    config = ClipConfig(crop_gap=gap)
+    sides = [round(256 * scale) for scale in config.crop_scales]
+    drawn = set()
+    for sample in range(600):
+        _, _, height, width = train_clip(40, 256, 340, config, 0, 0, sample).box
+        drawn.add((sides.index(height), sides.index(width)))
+    assert len(drawn) == pairs
+    assert all(gap is None or abs(one - other) <= gap for one, other in drawn)
+
+
+def test_a_gap_below_zero_is_refused():
+    with pytest.raises(ValueError, match="crop_gap -1: wanted at least 0"):
+        ClipConfig(crop_gap=-1)

@@ -33,7 +33,9 @@ def run_evaluate(run: Path, shards: Path, **options) -> dict:
 def test_scores_are_the_mean_probability_of_all_clips_and_views(run, shards):
     """Against the same by hand: one clip and one view at a time, frames read anew for each."""
     result = run_evaluate(run, shards, clips=3, views=5, clips_at_once=4)
-    rows = pq.read_table(result["scores"]).to_pylist()
+    table = pq.read_table(result["scores"])
+    assert json.loads(table.schema.metadata[b"classes"]) == ["down", "left", "right", "up"]
+    rows = table.to_pylist()
 
     index, trained = Index(shards, "test"), load_best(run)
     model = build_model(TINY.model, 4, 0)
@@ -56,6 +58,7 @@ def test_scores_are_the_mean_probability_of_all_clips_and_views(run, shards):
         [row] = [row for row in rows if row["key"] == sample.key]
         assert row["scores"] == pytest.approx(wanted.tolist(), rel=1e-4)
         assert row["class"] == index.info.classes[sample.label]
+        assert row["predicted"] == index.info.classes[int(wanted.argmax())]
         right += int(wanted.argmax()) == sample.label
     assert result["videos"] == len(rows) == 4
     assert result["top1"] == right / 4
@@ -63,11 +66,13 @@ def test_scores_are_the_mean_probability_of_all_clips_and_views(run, shards):
 
 
 def test_figures_go_to_the_run_that_made_the_model(run, shards, capsys):
-    result = run_evaluate(run, shards, split="val", clips=1, views=1)
+    result = run_evaluate(run, shards, split="val", clips=2, views=1)
     client = MlflowClient(result["tracking_uri"])
-    assert client.get_run(result["mlflow_run_id"]).data.metrics["val/top1"] == result["top1"]
-    logged = {file.path for file in client.list_artifacts(result["mlflow_run_id"], "evaluations/val-1x1")}
-    assert logged == {"evaluations/val-1x1/scores.parquet", "evaluations/val-1x1/result.json"}
+    for key in ("loss", "top1", "top5"):  # the training logged val/ too, of other clips and at later steps
+        history = client.get_metric_history(result["mlflow_run_id"], f"val/{key}")
+        assert (result["step"], result[key]) in [(metric.step, metric.value) for metric in history], key
+    logged = {file.path for file in client.list_artifacts(result["mlflow_run_id"], "evaluations/val-2x1")}
+    assert logged == {"evaluations/val-2x1/scores.parquet", "evaluations/val-2x1/result.json"}
     assert capsys.readouterr().out.splitlines()[-1].startswith("evaluated the best model of")
     documented = (evaluate.__doc__ or "").split("FILE holds:")[1]
     assert all(key in documented for key in result)

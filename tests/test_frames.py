@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from grurcn.frames import to_clips
+from grurcn.frames import flow_to_clips, to_clips
 
 HEIGHT, WIDTH = 36, 48
 MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
@@ -168,3 +168,73 @@ def test_clips_are_float32_of_the_size_asked_for():
     clips = clips_of(random_planes(clips=3, frames=2), [WHOLE] * 3, 18)
     assert clips.shape == (3, 2, 3, 18, 18)
     assert clips.dtype == torch.float32
+
+
+# Optical flow
+
+
+def random_fields(clips=1, fields=8):
+    generator = torch.Generator().manual_seed(clips * 100 + fields)
+    return torch.randint(0, 256, (clips, fields, 2 * HEIGHT, WIDTH), generator=generator, dtype=torch.uint8)
+
+
+def slow_flow_clip(planes, bound, box, mirror, size, num_steps, stride, num_fields):
+    """One clip by the definition, a step, a field and a direction at a time: (N, 2H, W) -> (T, 2F, S, S)."""
+    steps = []
+    for step in range(num_steps):
+        channels = []
+        for field in range(step * stride, step * stride + num_fields):
+            for direction in (0, 1):  # to the right, down
+                stored = planes[field, direction * HEIGHT : (direction + 1) * HEIGHT].float()
+                pixels = (stored - 128) / 127 * bound
+                if mirror:
+                    part = cut_and_resized(pixels[None], box, size)[0].flip(-1) * (-1 if direction == 0 else 1)
+                else:
+                    part = cut_and_resized(pixels[None], box, size)[0]
+                channels.append(part / 20 * 0.5 / 0.226)
+        steps.append(torch.stack(channels))
+    return torch.stack(steps)
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_a_flow_clip_is_that_of_the_definition(data):
+    num_steps, stride, num_fields = (data.draw(st.integers(1, most)) for most in (4, 3, 5))
+    size, clips = data.draw(st.integers(4, 50)), data.draw(st.integers(1, 3))
+    planes = random_fields(clips, stride * (num_steps - 1) + num_fields)
+    boxes, mirrors, bounds = [], [], []
+    for _ in range(clips):
+        top, left = data.draw(st.integers(0, HEIGHT - 4)), data.draw(st.integers(0, WIDTH - 4))
+        boxes.append((top, left, data.draw(st.integers(4, HEIGHT - top)), data.draw(st.integers(4, WIDTH - left))))
+        mirrors.append(data.draw(st.booleans()))
+        bounds.append(data.draw(st.sampled_from([20.0, 8.0, 32.5])))
+    steps = (num_steps, stride, num_fields)
+    found = flow_to_clips(planes, torch.tensor(bounds), torch.tensor(boxes), torch.tensor(mirrors), size, *steps)
+    assert found.shape == (clips, num_steps, 2 * num_fields, size, size)
+    assert found.dtype == torch.float32
+    for clip, fields, bound, box, mirror in zip(found, planes, bounds, boxes, mirrors, strict=True):
+        torch.testing.assert_close(clip, slow_flow_clip(fields, bound, box, mirror, size, *steps), rtol=0, atol=1e-4)
+
+
+def test_channels_of_flow_as_worked_by_hand():
+    """Two steps of two fields, one apart; field n moves 2n pixels to the right and n up. The bound of 127 makes bytes pixels."""
+    planes = torch.full((2, 3, 2 * HEIGHT, WIDTH), 128, dtype=torch.uint8)
+    for number in range(3):
+        planes[:, number, :HEIGHT] += 2 * number
+        planes[:, number, HEIGHT:] -= number
+    found = flow_to_clips(
+        planes, torch.full((2,), 127.0), torch.tensor([WHOLE] * 2), torch.tensor([False, True]), 8, 2, 1, 2
+    )
+    pixels = found[:, :, :, 3, 3] * 20 * 0.226 / 0.5
+    plain, mirrored = [[0, 0, 2, -1], [2, -1, 4, -2]], [[0, 0, -2, -1], [-2, -1, -4, -2]]
+    torch.testing.assert_close(pixels, torch.tensor([plain, mirrored]).float())
+
+
+def test_twenty_pixels_are_as_large_as_in_temporal_segment_networks_and_stillness_is_nothing():
+    planes = torch.full((1, 1, 2 * HEIGHT, WIDTH), 128, dtype=torch.uint8)
+    planes[:, :, :HEIGHT] = 255
+    found = flow_to_clips(
+        planes, torch.tensor([20.0]), torch.tensor([(3, 5, 20, 30)]), torch.tensor([False]), 9, 1, 1, 1
+    )
+    torch.testing.assert_close(found[0, 0, 0], torch.full((9, 9), (1 - 0.5) / 0.226))
+    assert not found[0, 0, 1].any()

@@ -76,8 +76,8 @@ def slow_batch(index, epoch, step):
         sample = index[int(number)]
         clip = train_clip(sample.num_frames, packing.height, packing.width, CLIPS, SEED, epoch, sample.number)
         planes = read_frames(bytes_of(index, sample), clip.frames.tolist(), packing)
-        batch.append((planes, clip.box, clip.mirror, sample.label, 1.0, clip.draw, sample.number))
-    names = ("frames", "box", "mirror", "label", "weight", "draw", "sample")
+        batch.append((planes, 0.0, clip.box, clip.mirror, sample.label, 1.0, clip.draw, sample.number))
+    names = ("frames", "flow_bound", "box", "mirror", "label", "weight", "draw", "sample")
     return {name: torch.tensor(np.array(column)) for name, column in zip(names, zip(*batch, strict=True), strict=True)}
 
 
@@ -129,6 +129,7 @@ def test_a_batchs_shapes_types_and_values(index):
     [(_, batch)] = train(index, 1)
     assert {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in batch.items()} == {
         "frames": ((4, 4, 48, 32), torch.uint8),
+        "flow_bound": ((4,), torch.float32),
         "box": ((4, 4), torch.int64),
         "mirror": ((4,), torch.bool),
         "label": ((4,), torch.int64),

@@ -18,7 +18,7 @@ from cluster.report import NoTracking, tracking_uri
 from cluster.runs import OtherRun, RunFolder, load_best
 from grurcn.model import ModelConfig
 from grurcn.optim import OptimConfig
-from grurcn.vgg import BadWeights
+from grurcn.trunk import BadWeights
 from jobs import train
 from jobs.recipes import Recipe
 from jobs.training import Diverged

@@ -3,12 +3,14 @@
 import re
 import subprocess
 import tempfile
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import imageio_ffmpeg
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,13 +27,21 @@ from videos import (
 )
 
 from shards import video
-from shards.video import BadVideo, Packing, decode_upright, encode, read_frames, store_video, turn
+from shards.video import BadVideo, Packing, decode_upright, read_frames, store_video, turn, video_encoder
 
 ODD = DATA / "odd"
 
 
 def decoded(path, packing=TINY):
     return np.stack(list(decode_upright(path, packing)))
+
+
+def encode(planes, target, packing, fps):
+    """Stores planes (N, H * 3 // 2, W) and gives back how many there were."""
+    with video_encoder(target, packing, fps) as encoder:
+        for of_frame in planes:
+            encoder.write(of_frame)
+    return encoder.count
 
 
 def luma(planes):
@@ -322,7 +332,7 @@ def test_stored_frames_are_close_to_the_decoded_ones(tmp_path):
 def test_lossless_storing_keeps_every_pixel(tmp_path):
     rng = np.random.default_rng(0)
     planes = rng.integers(16, 236, (6, 48, 32), dtype=np.uint8)
-    encode(iter(planes), tmp_path / "stored.mp4", Packing(width=32, height=32, crf=0), Fraction(25))
+    encode(planes, tmp_path / "stored.mp4", Packing(width=32, height=32, crf=0), Fraction(25))
     read = read_frames((tmp_path / "stored.mp4").read_bytes(), range(6), TINY)
     np.testing.assert_array_equal(read, planes)
 
@@ -360,7 +370,7 @@ def test_a_stored_video_tells_nothing_of_the_machine_that_made_it(tmp_path):
 def test_key_frames_come_at_the_interval_even_where_the_scene_changes(tmp_path):
     planes = numbered_planes(20)
     planes[7:, :32] = 235
-    encode(iter(planes), tmp_path / "stored.mp4", Packing(width=32, height=32, gop=6), Fraction(25))
+    encode(planes, tmp_path / "stored.mp4", Packing(width=32, height=32, gop=6), Fraction(25))
     with av.open(str(tmp_path / "stored.mp4")) as container:
         keys = [number for number, frame in enumerate(container.decode(video=0)) if frame.key_frame]
     assert keys == [0, 6, 12, 18]
@@ -378,7 +388,7 @@ def test_reading_by_number_is_the_same_as_decoding_from_the_start(num_frames, go
     packing = Packing(width=32, height=32, gop=gop, preset=preset)
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "stored.mp4"
-        assert encode(iter(numbered_planes(num_frames)), target, packing, Fraction(fps)) == num_frames
+        assert encode(numbered_planes(num_frames), target, packing, Fraction(fps)) == num_frames
         stored = target.read_bytes()
     frames = all_frames(stored)
     assert frame_numbers(frames) == list(range(num_frames))
@@ -391,11 +401,11 @@ def test_reading_by_number_is_the_same_as_decoding_from_the_start(num_frames, go
 def test_reading_starts_at_the_last_key_frame_before_the_first_wanted_one(tmp_path, monkeypatch):
     """So that a clip's cost does not grow with its place in the video."""
     packing = Packing(width=32, height=32, gop=4)
-    encode(iter(numbered_planes(40)), tmp_path / "stored.mp4", packing, Fraction(25))
+    encode(numbered_planes(40), tmp_path / "stored.mp4", packing, Fraction(25))
     seen = []
 
-    def spy(container, stream, first, packing):
-        for number, frame in numbered(container, stream, first, packing):
+    def spy(container, stream, first, gop):
+        for number, frame in numbered(container, stream, first, gop):
             seen.append(number)
             yield number, frame
 
@@ -408,7 +418,7 @@ def test_reading_starts_at_the_last_key_frame_before_the_first_wanted_one(tmp_pa
 @pytest.mark.parametrize("preset", ["ultrafast", "medium"])
 def test_a_frame_after_the_last_is_refused(preset, tmp_path):
     packing = Packing(width=32, height=32, gop=4, preset=preset)
-    encode(iter(numbered_planes(10)), tmp_path / "stored.mp4", packing, Fraction(25))
+    encode(numbered_planes(10), tmp_path / "stored.mp4", packing, Fraction(25))
     with pytest.raises(BadVideo, match="frame 10 is wanted, but the video ends before it"):
         read_frames((tmp_path / "stored.mp4").read_bytes(), [9, 10], packing)
 
@@ -447,6 +457,38 @@ def test_a_frame_rate_that_is_nonsense_counts_as_25(tmp_path):
     assert store_video(path, TINY).fps == 25
 
 
+def children():
+    return [process for process in psutil.Process().children() if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("flow", ["none", "dis"])
+def test_a_video_that_breaks_off_and_an_encoder_that_dies_leave_no_process_behind(flow, tmp_path, monkeypatch):
+    path = write_video(tmp_path / "video.avi", numbered_planes(40))
+
+    def until(number, error):
+        def frames(*_):
+            for count, planes in enumerate(numbered_planes(40)):
+                if count == number:
+                    assert len(children()) == (1 if flow == "none" else 2)
+                    error()
+                yield planes
+
+        monkeypatch.setattr(video, "decode_upright", frames)
+
+    def break_off():
+        raise BadVideo("breaks off")
+
+    until(20, break_off)
+    with pytest.raises(BadVideo, match="breaks off"):
+        store_video(path, replace(TINY, flow=flow))
+    assert not children()
+
+    until(20, lambda: [process.kill() for process in children()])
+    with pytest.raises(OSError, match=r"ffmpeg ended with status -9 after \d+ frames"):
+        store_video(path, replace(TINY, flow=flow))
+    assert not children()
+
+
 def test_a_preset_that_the_encoder_does_not_know_is_an_error_and_not_a_bad_video(tmp_path):
     path = write_video(tmp_path / "video.avi", numbered_planes(8))
     with pytest.raises(OSError, match=r"ffmpeg ended with status .*hasty"):
@@ -460,6 +502,10 @@ def test_a_preset_that_the_encoder_does_not_know_is_an_error_and_not_a_bad_video
         ({"height": 14}, "340 x 14 frames: wanted even sizes of at least 16"),
         ({"gop": 0}, "gop 0: wanted at least 1"),
         ({"crf": 52}, "crf 52: wanted 0 .lossless. to 51"),
+        ({"flow_crf": -1}, "flow_crf -1: wanted 0 .lossless. to 51"),
+        ({"flow": "farneback"}, "flow 'farneback': wanted one of none, tvl1, dis"),
+        ({"flow_bound": 0.0}, "flow_bound 0: wanted above 0 and below 1000 pixels"),
+        ({"flow_bound": float("nan")}, "flow_bound nan"),
     ],
 )
 def test_packing_settings_out_of_range_are_refused(options, message):
