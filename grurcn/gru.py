@@ -20,6 +20,10 @@ from torch.nn import functional
 
 from grurcn.fused import fused
 
+# From the gradient of what comes out of a tanh or a sigmoid, and from that itself, to the gradient of what goes in.
+tanh_grad = torch.ops.aten.tanh_backward.grad_input
+sigmoid_grad = torch.ops.aten.sigmoid_backward.grad_input
+
 
 class ConvGRU(nn.Module):
     """A GRU whose products are zero-padded convolutions without bias: the state keeps the map's H x W."""
@@ -239,8 +243,8 @@ def next_state(candidate: Tensor, recurrent: Tensor, gates: Tensor, h: Tensor, s
 def first_state_grad(d_h: Tensor, gates: Tensor, candidate: Tensor, d_gates: Tensor, d_candidate: Tensor) -> None:
     z, _ = gates.chunk(2, dim=1)
     d_z, d_r = d_gates.chunk(2, dim=1)
-    d_candidate.copy_(d_h * z * (1 - candidate * candidate))
-    d_z.copy_(d_h * candidate * z * (1 - z))
+    tanh_grad(d_h * z, candidate, grad_input=d_candidate)
+    sigmoid_grad(d_h * candidate, z, grad_input=d_z)
     d_r.zero_()
 
 
@@ -250,14 +254,14 @@ def next_state_grad(
 ) -> None:
     """Backwards through eq. 8 and the tanh of 7; also r . h again, which is not kept."""
     z, r = gates.chunk(2, dim=1)
-    d_candidate.copy_(d_h * z * (1 - candidate * candidate))
-    d_gates.chunk(2, dim=1)[0].copy_(d_h * (candidate - h) * z * (1 - z))
+    tanh_grad(d_h * z, candidate, grad_input=d_candidate)
+    sigmoid_grad((candidate - h).mul_(d_h), z, grad_input=d_gates.chunk(2, dim=1)[0])
     torch.mul(r, h, out=rh)
 
 
 @fused
 def open_gates_grad(d_h: Tensor, d_rh: Tensor, gates: Tensor, h: Tensor, d_gates: Tensor) -> Tensor:
-    """Backwards through r . h -> what reaches h_{t-1} past the recurrent products of the gates."""
+    """Backwards through r . h -> what reaches h_{t-1} past the recurrent product of the gates."""
     z, r = gates.chunk(2, dim=1)
-    d_gates.chunk(2, dim=1)[1].copy_(d_rh * h * r * (1 - r))
-    return d_h * (1 - z) + d_rh * r
+    sigmoid_grad(d_rh * h, r, grad_input=d_gates.chunk(2, dim=1)[1])
+    return torch.addcmul(d_h, d_h, z, value=-1).addcmul_(d_rh, r)  # d_h . (1 - z) + d_rh . r

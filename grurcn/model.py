@@ -200,10 +200,9 @@ class GRURCN(nn.Module):
             if below is not None:
                 below = pooled_to(below, x.shape[-1])
             if self.recompute and torch.is_grad_enabled():
-                states = checkpoint(gru, x, below, reverse, use_reentrant=False)
+                states = recomputed(gru, x, below, reverse)
             else:
                 states = gru(x, below, reverse)
-            assert isinstance(states, Tensor)
             yield states
             below = states if self.config.stacked else None
 
@@ -214,6 +213,17 @@ class GRURCN(nn.Module):
         by_clip = fc6.unflatten(0, (-1, len(draw))).transpose(0, 1)  # (B, T, X)
         dropped = dropout(by_clip, self.config.trunk_dropout, draw, level=len(self.heads))
         return dropped.transpose(0, 1).flatten(0, 1)
+
+
+def recomputed(gru: nn.Module, x: Tensor, below: Tensor | None, reverse: bool) -> Tensor:
+    """gru(x, below, reverse), which keeps nothing but x and below for the backward pass and runs again in it, on a quarter of
+    the clips after the other: what a step back needs is then held for a quarter of one level."""
+    size = -(-len(x) // 4)
+    belows = [None] * len(x) if below is None else below.split(size)
+    pieces = [
+        checkpoint(gru, *piece, reverse, use_reentrant=False) for piece in zip(x.split(size), belows, strict=False)
+    ]
+    return torch.cat(pieces)  # pyright: ignore[reportArgumentType]
 
 
 def pooled_to(states: Tensor, size: int) -> Tensor:
