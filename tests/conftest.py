@@ -46,7 +46,9 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("storage")
 
 
-def packing_job(videos: Path, out: Path, workers: int = 0, flow: FlowMethod = "none", **options) -> make_shards.MakeShards:
+def packing_job(
+    videos: Path, out: Path, workers: int = 0, flow: FlowMethod = "none", **options
+) -> make_shards.MakeShards:
     return make_shards.MakeShards(
         source=Folder(videos=videos, val_share=0.17, test_share=0.17),
         out=out,

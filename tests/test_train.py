@@ -235,7 +235,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_its_steps(shards, storag
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["gru-rcm"], "Available subcommands: gru-rcn"),
+        (["gru-rcm"], "gru-rcn-stacked, gru-rcn-bidirectional"),
         (["demo", "--shards", "x", "--modle.width", "1"], "Unrecognized options: --modle.width"),
         (["demo"], "--shards"),
         (["demo", "--shards", "x", "--model.hidden", "3"], "one hidden size per tap"),
