@@ -110,3 +110,13 @@ def test_grurcn_and_shards_import_on_a_machine_without_ray_deepspeed_and_mlflow(
     for package in ("grurcn", "shards"):
         files = {f"{package}.{path.stem}" for path in (ROOT / package).glob("*.py") if path.stem != "__init__"}
         assert files <= set(names)
+
+
+def test_the_benchmark_of_the_model_runs_where_there_is_no_ray_deepspeed_or_mlflow():
+    script = (
+        ALONE.split("for package in")[0].replace(', "cluster", "jobs"', "") + "import jobs.bench\nprint('imported')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout.strip() == "imported", done.stderr[-2000:]
