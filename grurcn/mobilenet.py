@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from grurcn.trunk import Drop, Tap, chosen, scaled
 
@@ -49,14 +50,6 @@ class MobileNetV2(nn.Module):
         super().__init__()
         self.taps = chosen(taps, known_taps(width), "MobileNetV2")
         self.features = features(max(number for number, tap in TAP_OF.items() if tap in taps), width, in_channels)
-        self.train()  # a new module's batch norm is in training mode
-
-    def train(self, mode: bool = True) -> "MobileNetV2":
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
 
     def forward(self, frames: Tensor, drop: Drop | None = None) -> dict[str, Tensor]:
         """frames (N, I, S, S), normalised -> {tap: (N, X, S / stride, S / stride), rounded up}, in the order of the taps.
@@ -118,12 +111,39 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, X, H, W) -> (N, X', H / stride, W / stride), rounded up."""
-        return x + self.conv(x) if self.adds else self.conv(x)
+        *layers, convolution, norm = self.conv
+        branch = x
+        for layer in layers:
+            branch = layer(branch)
+        branch = normed(branch, convolution, norm)
+        return x + branch if self.adds else branch
 
 
-def norm_relu(convolution: nn.Conv2d) -> nn.Sequential:
-    # In place: batch norm's result is no tap, and its backward pass does not read it.
-    return nn.Sequential(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU6(inplace=True))
+class NormReLU(nn.Sequential):
+    """A convolution, its batch norm and a ReLU6."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input (N, X, H, W) -> (N, X', H / stride, W / stride), rounded up."""
+        convolution, norm, relu = self
+        return relu(normed(input, convolution, norm))
+
+
+def norm_relu(convolution: nn.Conv2d) -> NormReLU:
+    # In place: what the convolution gives is no tap, and its backward pass does not read it.
+    return NormReLU(convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU6(inplace=True))
+
+
+def normed(x: Tensor, convolution: nn.Module, norm: nn.Module) -> Tensor:
+    """norm(convolution(x)) as one convolution: with stored statistics a batch norm is a scale and a shift of each channel, and
+    a scaled kernel costs nothing where a further pass over the maps costs as much as the convolution."""
+    assert isinstance(convolution, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    kernel, shift = convolution.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+    stride, padding = convolution.stride, convolution.kernel_size[0] // 2
+    return functional.conv2d(x, kernel, shift, stride, padding, groups=convolution.groups)
 
 
 def convolution(
