@@ -23,7 +23,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from cluster.launch import Workers
-from cluster.runs import write_json
+from cluster.runs import RunFolder, read_json, write_json
 from grurcn.loss import Loss
 from grurcn.model import TrunkName
 from jobs import evaluate, train
@@ -243,12 +243,11 @@ def run_name(job: Table1, cell: Cell) -> str:
 
 
 def run_cell(job: Table1, cell: Cell) -> Path:
-    """Trains and evaluates, if that is not done, and gives back the evaluation's folder."""
+    """Trains and evaluates, if that is not done, and gives back the evaluation's folder.
+
+    Raises OtherRun if the run's folder holds a run of another recipe or other shards, finished or not.
+    """
     run = job.storage.absolute() / run_name(job, cell)
-    folder = evaluation_folder(job, run)
-    if (folder / "result.json").exists() and (run / "finished.json").exists():
-        print(f"{run} is trained and evaluated", flush=True)
-        return folder
     training = train.Train(
         recipe=recipe_of(job, cell),
         shards=cell.shards,
@@ -259,6 +258,11 @@ def run_cell(job: Table1, cell: Cell) -> Path:
         reading=job.reading,
     )
     train.main(ROWS[cell.row].recipes[cell.stream], training)
+    folder = evaluation_folder(job, run)
+    evaluated, trained = read_json(folder / "result.json"), RunFolder(run).result()
+    if evaluated is not None and trained is not None and evaluated["step"] == trained["best_step"]:
+        print(f"{run} was evaluated before", flush=True)
+        return folder
     evaluation = evaluate.Evaluate(
         run=run,
         shards=cell.shards,

@@ -106,9 +106,9 @@ def main(recipe_name: str, job: Train) -> int:
             report.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         run.finish(result)
-        report.end()
     else:
         print(f"{run.path} was finished before; choose another --name to train anew", flush=True)
+    report.end()  # a run that was finished before too: opening it set it running
     conclude(job, run, identity, result, time.monotonic() - started)
     return 0
 

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import packing_job
+from mlflow import MlflowClient
 
+from cluster.report import tracking_uri
+from cluster.runs import OtherRun
 from grurcn.mobilenet import MobileNetV2
 from grurcn.trunk import BadWeights
 from jobs import make_shards
@@ -49,6 +53,11 @@ def tiny(shards: Path, storage: Path, weights: Path, **options) -> Table1:
     return Table1(shards=(shards,), storage=storage, **values)
 
 
+def mlflow_runs(storage: Path) -> list[Any]:
+    client = MlflowClient(tracking_uri(storage))
+    return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
+
+
 def test_all_rows_in_one_command_and_a_second_one_does_nothing_again(flow_shards, storage, weights, capsys):
     job = tiny(flow_shards, storage / "table", weights, rows=("frames", "gru-rcn", "bidirectional"))
     assert main(job) == 0
@@ -83,9 +92,15 @@ def test_all_rows_in_one_command_and_a_second_one_does_nothing_again(flow_shards
     shutil.rmtree(cut / "evaluations")
     assert main(job) == 0
     said = capsys.readouterr().out
-    assert said.count("is trained and evaluated") == 4
+    assert said.count("was finished before") == said.count("was evaluated before") == 4
     assert f"going on after step 2 from {cut / 'checkpoint-00000002'}" in said
     assert json.loads((storage / "table" / "table1" / "table1.json").read_text()) == result
+
+    # Rows of other options are no rows of this table, finished as they are.
+    with pytest.raises(OtherRun, match=r"frames-.*optim\.learning_rate 0\.001 there, 0\.5 here"):
+        main(replace(job, changes=replace(job.changes, learning_rate=0.5)))
+    statuses = {run.info.status for run in mlflow_runs(storage / "table")}
+    assert statuses == {"FINISHED"}
 
 
 def test_without_flow_in_the_shards_its_cells_are_not_run(shards, weights, tmp_path):
