@@ -1,15 +1,16 @@
 """Which sample is read when: (seed, epoch, step, lane) -> sample number, as pure arithmetic.
 
-An epoch is one sequence of all N samples: shards in a permuted order, samples permuted within each shard. A global batch
-has G lanes; each lane reads its own stretch of S consecutive positions, one a step.
+An epoch is one sequence of all N samples: shards in a permuted order, dealt into windows of WINDOW shards, samples permuted
+within each window. A global batch has G lanes; each lane reads its own stretch of S consecutive positions, one a step.
 
     N = 11, G = 3, S = 3        position  0 1 2   3 4 5   6 7 8   9 10
                                 lane      0 0 0   1 1 1   2 2 2   left over this epoch (others the next)
                                 step      0 1 2   0 1 2   0 1 2
 
 Rank r of W owns the lanes [r * G / W, (r + 1) * G / W), so the global batch of a step is the same for every W, a place
-in training is (epoch, step), and every rank reads few shards, each in one go. Evaluation keeps the samples' own order
-and pads instead of leaving out. Nothing here grows with N: memory is O(shards).
+in training is (epoch, step), and every rank reads few shards at a time. Windows mix shards that hold one class each, as
+data that was packed in order of its classes does; data of one window is shuffled perfectly. Evaluation keeps the samples'
+own order and pads instead of leaving out. Nothing here grows with N: memory is O(shards).
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ from functools import lru_cache
 import numpy as np
 
 PADDING = -1  # stands where evaluation has no sample left for a lane
-SHARDS_OF_EPOCH, SAMPLES_OF_SHARD, CLIP_OF_SAMPLE = range(3)  # what random bits are for; each its own stream
+WINDOW = 8  # shards whose samples are mixed with each other
+SHARDS_OF_EPOCH, SAMPLES_OF_WINDOW, CLIP_OF_SAMPLE = range(3)  # what random bits are for; each its own stream
 
 
 class BadBatch(ValueError):
@@ -46,7 +48,7 @@ class Order:
                 f"{self.num_samples} samples are fewer than one global batch of {global_batch}; "
                 "lower the global batch or pack more videos"
             )
-        self.shards_of = lru_cache(maxsize=2)(self.shards_of)
+        self.windows_of = lru_cache(maxsize=2)(self.windows_of)
         self.samples_of = lru_cache(maxsize=2 * global_batch)(self.samples_of)
 
     def samples(self, epoch: int, step: int, lanes: range) -> np.ndarray:
@@ -54,25 +56,26 @@ class Order:
         positions = np.arange(lanes.start, lanes.stop, dtype=np.int64) * self.steps_per_epoch + step
         if self.seed is None:
             return np.where(positions < self.num_samples, positions, PADDING)
-        shards, ends = self.shards_of(epoch)
-        places = np.searchsorted(ends, positions, side="right")
+        _, ends = self.windows_of(epoch)
+        windows = np.searchsorted(ends, positions, side="right")
         numbers = np.empty(len(positions), np.int64)
-        for lane, (place, position) in enumerate(zip(places, positions, strict=True)):
-            shard = int(shards[place])
-            within = int(position - ends[place] + self.sizes[shard])
-            numbers[lane] = self.starts[shard] + self.samples_of(epoch, shard)[within]
+        for lane, (window, position) in enumerate(zip(windows.tolist(), positions.tolist(), strict=True)):
+            samples = self.samples_of(epoch, window)
+            numbers[lane] = samples[position - int(ends[window])]  # counted from the window's end
         return numbers
 
-    def shards_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(the shards in this epoch's order, the position behind each one's last sample)"""
+    def windows_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(the shards in this epoch's order, the position behind the last sample of each window of them)"""
         assert self.seed is not None
         shards = permutation(len(self.sizes), self.seed, epoch, SHARDS_OF_EPOCH, 0)
-        return shards, np.cumsum(self.sizes[shards])
+        return shards, np.cumsum(np.add.reduceat(self.sizes[shards], range(0, len(shards), WINDOW)))
 
-    def samples_of(self, epoch: int, shard: int) -> np.ndarray:
-        """The order of a shard's samples in this epoch."""
+    def samples_of(self, epoch: int, window: int) -> np.ndarray:
+        """The samples of a window in this epoch's order."""
         assert self.seed is not None
-        return permutation(int(self.sizes[shard]), self.seed, epoch, SAMPLES_OF_SHARD, shard)
+        shards = self.windows_of(epoch)[0][window * WINDOW : (window + 1) * WINDOW]
+        samples = np.concatenate([np.arange(self.sizes[shard]) + self.starts[shard] for shard in shards])
+        return samples[permutation(len(samples), self.seed, epoch, SAMPLES_OF_WINDOW, window)]
 
 
 def lanes_of(rank: int, world_size: int, global_batch: int) -> range:
