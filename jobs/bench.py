@@ -2,6 +2,7 @@
 
     python -m jobs.bench model                   ConvGRU at the paper's sizes, forward and backward
     python -m jobs.bench model --batch 64        on a GPU, with the whole training step
+    python -m jobs.bench order                   the order of 10^8 samples on 4,096 ranks, and how well it mixes
 
 What came out, with date and machine, is in docs/benchmarks.md. Needs neither ray, deepspeed nor mlflow.
 
@@ -18,18 +19,23 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.bench_model import Model, bench_model
+from jobs.bench_order import OrderBench, bench_order
 from jobs.command import STYLE, finish, prog, run_command
 
 
-def parse() -> Model:
-    return tyro.extras.subcommand_cli_from_dict({"model": Model}, prog=prog(), description=__doc__, config=STYLE)
+def parse() -> Model | OrderBench:
+    benches = {"model": Model, "order": OrderBench}
+    return tyro.extras.subcommand_cli_from_dict(benches, prog=prog(), description=__doc__, config=STYLE)
 
 
-def main(job: Model) -> int:
-    tables = bench_model(job)
+def main(job: Model | OrderBench) -> int:
+    if isinstance(job, OrderBench):
+        name, tables = "order", bench_order(job)
+    else:
+        name, tables = "model", bench_model(job)
     for title, rows in tables.items():
         show(title, rows)
-    finish(f"measured on {machine()}", {"bench": "model", "machine": machine(), "tables": tables}, job.json)
+    finish(f"measured on {machine()}", {"bench": name, "machine": machine(), "tables": tables}, job.json)
     return 0
 
 

@@ -97,6 +97,10 @@ class Changes:
     """Steps from one validation to the next."""
     patience: int | None = None
     """Validations without a better log-probability after which training stops; 0 never stops early."""
+    crop_scales: tuple[float, ...] | None = None
+    """Training crops, as shares of the stored frames' shorter side."""
+    test_scale: float | None = None
+    """Side of the test crops, as a share of the stored frames' shorter side."""
     learning_rate: float | None = None
     """Highest learning rate."""
     schedule: Literal["constant", "cosine", "steps"] | None = None
@@ -111,6 +115,7 @@ class Changes:
     def __call__(self, recipe: Recipe, fine_tuning: bool) -> Recipe:
         """The recipe with these values."""
         clips = {"size": self.size, "stride": self.stride, "num_frames": None if fine_tuning else self.num_frames}
+        clips |= {"crop_scales": self.crop_scales, "test_scale": self.test_scale}
         optim = {"learning_rate": self.learning_rate, "schedule": self.schedule}
         model: dict[str, Any] = {"dropout": self.dropout}
         if recipe.model.kind == "c3d":

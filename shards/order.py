@@ -30,7 +30,7 @@ class BadBatch(ValueError):
 class Order:
     """The order of a split's samples in every epoch, for a global batch of a given size."""
 
-    def __init__(self, shard_sizes: Sequence[int], global_batch: int, seed: int | None):
+    def __init__(self, shard_sizes: Sequence[int] | np.ndarray, global_batch: int, seed: int | None):
         """shard_sizes: samples in each shard. seed None: the samples' own order, padded, for evaluation.
 
         Raises BadBatch if a shuffled epoch has not one full batch.
@@ -49,7 +49,7 @@ class Order:
                 "lower the global batch or pack more videos"
             )
         self.windows_of = lru_cache(maxsize=2)(self.windows_of)
-        self.samples_of = lru_cache(maxsize=2 * global_batch)(self.samples_of)
+        self.known: dict[tuple[int, int], np.ndarray] = {}  # (epoch, window): its samples, for those of the last step
 
     def samples(self, epoch: int, step: int, lanes: range) -> np.ndarray:
         """The sample numbers (len(lanes),) int64 that some lanes read at a step of an epoch; PADDING where none is left."""
@@ -59,9 +59,12 @@ class Order:
         _, ends = self.windows_of(epoch)
         windows = np.searchsorted(ends, positions, side="right")
         numbers = np.empty(len(positions), np.int64)
+        known, self.known = self.known, {}
         for lane, (window, position) in enumerate(zip(windows.tolist(), positions.tolist(), strict=True)):
-            samples = self.samples_of(epoch, window)
-            numbers[lane] = samples[position - int(ends[window])]  # counted from the window's end
+            place = (epoch, window)
+            if place not in self.known:
+                self.known[place] = known[place] if place in known else self.samples_of(epoch, window)
+            numbers[lane] = self.known[place][position - int(ends[window])]  # counted from the window's end
         return numbers
 
     def windows_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +77,8 @@ class Order:
         """The samples of a window in this epoch's order."""
         assert self.seed is not None
         shards = self.windows_of(epoch)[0][window * WINDOW : (window + 1) * WINDOW]
-        samples = np.concatenate([np.arange(self.sizes[shard]) + self.starts[shard] for shard in shards])
+        ranges = zip(self.starts[shards].tolist(), self.sizes[shards].tolist(), strict=True)
+        samples = np.concatenate([np.arange(start, start + size, dtype=np.int64) for start, size in ranges])
         return samples[permutation(len(samples), self.seed, epoch, SAMPLES_OF_WINDOW, window)]
 
 

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from grurcn.gru import ConvGRU
 from jobs.bench import main
 from jobs.bench_model import Limit, Model, SixProducts, UsualCell, bench_model, peak_memory, with_ratios
+from jobs.bench_order import OrderBench, mix_error, mixing
 
 TINY = (("one", 6, 8, 4, 3), ("two", 1, 8, 6, 1))
 
@@ -95,3 +97,30 @@ def test_the_whole_step_is_measured_part_by_part(tmp_path, monkeypatch, capsys):
     assert 0 < rows[6]["share"] < 1.5
     assert found["machine"]
     assert "training step" in capsys.readouterr().out
+
+
+def test_the_orders_costs_and_mixing_are_measured(tmp_path, capsys):
+    job = OrderBench(samples=10**6, shards=10**3, ranks=16, batch=4, steps=20, resumes=2, json=tmp_path / "order.json")
+    assert main(job) == 0
+    costs, mixes = json.loads((tmp_path / "order.json").read_text())["tables"].values()
+    assert [row["what"] for row in costs][::3] == ["a step, mean", "resuming at a random step"]
+    assert [row["batches"] for row in mixes] == [1, 10, 50] * 2
+    assert "1,000,000 samples in 1,000 shards" in capsys.readouterr().out
+
+
+def test_the_error_of_a_class_mix_as_worked_by_hand():
+    """Two classes; the first two steps show one each, the other two both: 1/2, 1/2, 0, 0. Two steps together are even."""
+    labels = np.array([[0, 0], [1, 1], [0, 1], [1, 0]])
+    assert mix_error(labels, together=1) == 0.25
+    assert mix_error(labels, together=2) == 0
+
+
+def test_mixing_is_set_beside_a_perfect_shuffle():
+    """Ten classes, four shards each: the eight shards of a window are of up to eight classes."""
+    for row in mixing("tiny", 10, 100, 25, 8, seed=0):
+        assert 0.7 < row["ours"] / row["perfect shuffle"] < 1.4
+
+
+def test_a_batch_that_loader_workers_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="a rank's batch of 6 cannot be shared by 4 loader workers"):
+        OrderBench(batch=6)

@@ -200,6 +200,21 @@ def test_memory_does_not_grow_with_the_number_of_samples():
     assert peak < 40e6
 
 
+def test_memory_does_not_grow_with_the_steps_that_were_read():
+    order = Order([1000] * 2000, 1000, seed=1)
+    lanes = range(4)
+    order.samples(0, 0, lanes)
+    tracemalloc.start()
+    try:
+        for epoch in range(60):
+            for step in (0, 1000, 1999):
+                order.samples(epoch, step, lanes)
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert kept < 2 * len(lanes) * WINDOW * 1000 * 8
+
+
 # The random numbers: pinned, so that no version of NumPy, and no change of ours, can change a resumed run in silence
 
 
