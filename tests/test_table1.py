@@ -131,6 +131,9 @@ def test_changes_leave_what_they_do_not_name_as_the_recipe_has_it(tmp_path):
     assert (changed.clips.size, changed.model.dropout, changed.model.hidden) == (96, 0.5, (1, 2, 3, 4, 5))
     assert (changed.model.stacked, changed.optim, changed.global_batch) == (True, recipe.optim, recipe.global_batch)
     rnn = over_mobilenet(RECIPES["vgg16-rnn"]())
+    whole = Changes(crop_scales=(1.0, 0.875), test_scale=1.0)(recipe, fine_tuning=False).clips
+    assert (whole.crop_scales, whole.test_scale) == ((1.0, 0.875), 1.0)
+    assert replace(whole, crop_scales=recipe.clips.crop_scales, test_scale=recipe.clips.test_scale) == recipe.clips
     assert Changes(hidden=(1, 2, 3, 4, 5))(rnn, fine_tuning=False).model.hidden == (5,)
     c3d = RECIPES["c3d"]()
     assert Changes(size=96, num_frames=10)(c3d, fine_tuning=False).clips == c3d.clips  # C3D has one size
