@@ -76,7 +76,7 @@ def main(job: Demo) -> int:
         make_shards.main(
             make_shards.MakeShards(
                 source=Folder(videos=folder / "videos"),
-                out=folder / "shards",
+                out=str(folder / "shards"),
                 packing=Packing(width=SIZE, height=SIZE),
             )
         )
@@ -104,7 +104,7 @@ def main(job: Demo) -> int:
 
 def train_and_evaluate(name: str, folder: Path, workers: int) -> float:
     """Top-1 accuracy of a recipe on the test videos."""
-    shards, runs = folder / "shards", folder / "runs"
+    shards, runs = str(folder / "shards"), folder / "runs"
     on = Workers(workers=workers)
     train.main(
         name,

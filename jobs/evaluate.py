@@ -38,6 +38,7 @@ from jobs.recipes import Recipe
 from jobs.scores import FILE, Row, Scores, write_folder
 from shards.clips import Box, evaluation_views
 from shards.index import Index
+from shards.store import absolute_url
 from shards.stream import ClipBatch, Reading, evaluation_batches
 
 
@@ -51,8 +52,8 @@ class Evaluate:
 
     run: Path
     """Folder of a run (STORAGE/NAME), whose best model is taken, or one checkpoint in it."""
-    shards: Path
-    """Folder that jobs.make_shards wrote."""
+    shards: str
+    """Folder or URL (s3://, gs://, http://) that jobs.make_shards wrote."""
     split: str = "test"
     """Which split: test, val or train."""
     clips: int = 25
@@ -77,12 +78,12 @@ def main(job: Evaluate) -> int:
     """Checks, evaluates, writes and logs; gives back the exit status."""
     started = time.monotonic()
     run = job.run.absolute()
-    model, index = load_best(run), Index(job.shards.absolute(), job.split)
+    model, index = load_best(run), Index(job.shards, job.split)
     views = check(job, model, index)
     check_reachable(model.meta["tracking_uri"])
     worker_job = {
         "checkpoint": str(model.checkpoint),
-        "shards": str(job.shards.absolute()),
+        "shards": absolute_url(job.shards),
         "split": job.split,
         "clips": job.clips,
         "views": views,
@@ -127,7 +128,7 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
     """This rank's videos -> the scores of all ranks' videos: rows (key, label, scores) and sums over them."""
     trained = load_best(Path(job["checkpoint"]))
     recipe, device = Recipe.from_dict(trained.meta["recipe"]), job["device"]
-    index = Index(Path(job["shards"]), job["split"])
+    index = Index(job["shards"], job["split"])
     model = build_model(recipe.model, len(index.info.classes), recipe.seed, in_channels=recipe.clips.channels)
     model.load_state_dict(trained.weights)
     model.to(device).eval()

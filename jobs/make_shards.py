@@ -25,9 +25,10 @@ from ray.exceptions import RayTaskError
 from cluster.connect import start_ray
 from cluster.progress import Bar, duration
 from jobs.command import Flat, command_line, finish, run_command
-from shards.index import DatasetInfo
+from shards.index import REJECTED, DatasetInfo
 from shards.pack import Plan, Progress, ShardPlan, finish_packing, open_target, pack_shard, plan_packing
 from shards.sources import Source
+from shards.store import absolute_url
 from shards.video import Packing
 
 
@@ -37,8 +38,8 @@ class MakeShards:
 
     source: Source
     """Where the videos and their labels come from."""
-    out: Path
-    """Folder that the shards go to."""
+    out: str
+    """Folder, or URL in an object store (s3://, gs://), that the shards go to."""
     packing: Annotated[Packing, Flat] = field(default_factory=Packing)
     videos_per_shard: int = 100
     """Videos in a shard. Many small shards mix better, few large ones are kinder to object stores."""
@@ -56,9 +57,7 @@ def main(job: MakeShards) -> int:
     """Plans, packs and finishes; gives back the exit status."""
     started = time.monotonic()
     listing = job.source.entries()
-    plan = plan_packing(
-        job.out.absolute(), listing, job.packing, job.videos_per_shard, job.seed, source=describe(job.source)
-    )
+    plan = plan_packing(job.out, listing, job.packing, job.videos_per_shard, job.seed, source=describe(job.source))
     waiting = open_target(plan)
     num_videos, num_waiting = (sum(len(shard.entries) for shard in shards) for shards in (plan.shards, waiting))
     if plan.missing:
@@ -80,7 +79,7 @@ def pack(plan: Plan, waiting: list[ShardPlan], workers: int | None) -> Iterator[
     """Packs shards, in this process or one Ray task each, and gives back each video as it is done."""
     if workers == 0:
         for shard in waiting:
-            yield from pack_shard(plan.folder, shard, plan.classes)
+            yield from pack_shard(plan.url, shard, plan.classes)
         return
     start_ray()
     # Retried on another machine if a node is lost; an error of the disk or the folder is the user's to mend.
@@ -90,7 +89,7 @@ def pack(plan: Plan, waiting: list[ShardPlan], workers: int | None) -> Iterator[
     try:
         while queue or running:
             while queue and len(running) < limit:
-                running.add(task.remote(plan.folder, queue.pop(), plan.classes))
+                running.add(task.remote(plan.url, queue.pop(), plan.classes))
             ready: Any = ray.wait(list(running), num_returns=1, fetch_local=False)[0][0]
             try:
                 yield cast(Progress, ray.get(next(ready)))
@@ -105,27 +104,33 @@ def pack(plan: Plan, waiting: list[ShardPlan], workers: int | None) -> Iterator[
 
 def describe(source: Source) -> dict[str, Any]:
     """The source's options, for dataset.json: where the data came from."""
-    options = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(source).items()}
-    return {"kind": type(source).__name__.lower(), **options}
+    return {"kind": type(source).__name__.lower(), **{name: as_json(value) for name, value in asdict(source).items()}}
+
+
+def as_json(value: Any) -> Any:
+    """Paths, and tuples of them, as JSON can hold them."""
+    if isinstance(value, tuple):
+        return [as_json(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def report(job: MakeShards, info: DatasetInfo, seconds: float) -> None:
     videos = {split: sum(shard.samples for shard in shards) for split, shards in info.splits.items()}
     shards = [shard for split in info.splits.values() for shard in split]
     size = sum(shard.size_bytes for shard in shards)
-    refusals = job.out / "rejected.jsonl"
+    refusals = f"{job.out.rstrip('/')}/{REJECTED}"
     left_out = f"{info.rejected} left out (reasons in {refusals})" if info.rejected else "none left out"
     finish(
         f"packed {sum(videos.values()):,} videos of {len(info.classes)} classes "
         f"({', '.join(f'{split} {count:,}' for split, count in videos.items())}) into {len(shards)} shards, "
         f"{size / 1e6:,.1f} MB, in {duration(seconds)}; {left_out}: {job.out}",
         {
-            "out": str(job.out.absolute()),
+            "out": absolute_url(job.out),
             "classes": len(info.classes),
             "videos": videos,
             "shards": len(shards),
             "rejected": info.rejected,
-            "rejected_list": str(refusals.absolute()),
+            "rejected_list": f"{absolute_url(job.out)}/{REJECTED}",
             "bytes": size,
             "seconds": seconds,
         },

@@ -32,6 +32,7 @@ from jobs.fuse import fuse
 from jobs.recipes import RECIPES, Recipe, changed, over_mobilenet
 from shards.clips import Stream
 from shards.index import Index
+from shards.store import absolute_url
 from shards.stream import Reading
 
 RowName = Literal["frames", "rnn", "gru-rcn", "stacked", "bidirectional", "c3d"]
@@ -134,8 +135,8 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
 class Table1:
     """Options of the table."""
 
-    shards: tuple[Path, ...]
-    """Folders that jobs.make_shards wrote, each a split of the data."""
+    shards: tuple[str, ...]
+    """Folders or URLs that jobs.make_shards wrote, each a split of the data."""
     storage: Path = Path("runs")
     """Folder of all runs, seen by every worker."""
     out: Path | None = None
@@ -170,7 +171,7 @@ class Table1:
     def __post_init__(self) -> None:
         if not self.shards or not self.rows or not self.seeds:
             raise ValueError("wanted at least one folder of shards, one row and one seed")
-        names = [folder.absolute().name for folder in self.shards]
+        names = [data_name(url) for url in self.shards]
         if len(set(names)) < len(names):
             raise ValueError(
                 f"shards {', '.join(names)}: wanted folders of different names, as runs are called by them"
@@ -183,7 +184,7 @@ class Cell:
 
     row: RowName
     stream: Stream
-    shards: Path
+    shards: str
     seed: int
 
 
@@ -204,19 +205,19 @@ def main(job: Table1) -> int:
 
 def streams_of(job: Table1) -> tuple[Stream, ...]:
     """The streams that all shards hold."""
-    flows = [Index(folder.absolute(), "train").info.packing.flow for folder in job.shards]
+    flows = [Index(url, "train").info.packing.flow for url in job.shards]
     return ("rgb",) if "none" in flows else ("rgb", "flow")
 
 
 def cells_of(job: Table1, streams: tuple[Stream, ...]) -> Iterator[Cell]:
     """Every training, the trunks' fine-tuning before those that need it."""
-    for folder, seed in itertools.product(job.shards, job.seeds):
+    for url, seed in itertools.product(job.shards, job.seeds):
         for name in ROWS:
             row = ROWS[name]
             wanted = name in job.rows or (name == "frames" and job.finetune and set(job.rows) != {"c3d"})
             for stream in streams if wanted else ():
                 if stream in row.recipes:
-                    yield Cell(row=name, stream=stream, shards=folder, seed=seed)
+                    yield Cell(row=name, stream=stream, shards=url, seed=seed)
 
 
 def recipe_of(job: Table1, cell: Cell) -> Recipe:
@@ -243,8 +244,13 @@ def recipe_of(job: Table1, cell: Cell) -> Recipe:
 def run_name(job: Table1, cell: Cell) -> str:
     """What a cell's run is called: gru-rcn-mobilenet_v2-split1-seed0."""
     trunk = [] if job.trunk == "vgg16" or cell.row == "c3d" else [job.trunk]
-    parts = [cell.row, *trunk, cell.stream, cell.shards.absolute().name, f"seed{cell.seed}"]
+    parts = [cell.row, *trunk, cell.stream, data_name(cell.shards), f"seed{cell.seed}"]
     return "-".join(parts)
+
+
+def data_name(url: str) -> str:
+    """The last part of a folder or URL."""
+    return absolute_url(url).rsplit("/", 1)[-1]
 
 
 def run_cell(job: Table1, cell: Cell) -> Path:
@@ -291,7 +297,7 @@ def table_rows(job: Table1, results: list[tuple[Cell, dict[str, Any]]]) -> Itera
     for name, row in ROWS.items():
         for stream in row.recipes:
             runs = [
-                {"run": run_name(job, cell), "shards": str(cell.shards), "seed": cell.seed, "top1": result["top1"],
+                {"run": run_name(job, cell), "shards": cell.shards, "seed": cell.seed, "top1": result["top1"],
                  "videos": result["videos"]}
                 for cell, result in results
                 if (cell.row, cell.stream) == (name, stream) and name in job.rows
@@ -313,7 +319,7 @@ def fused_runs(job: Table1, fusion: FusionRow, cells: list[Cell]) -> Iterator[di
         names = f"{run_name(job, rgb)} + {run_name(job, flow)}"
         yield {
             "run": names,
-            "shards": str(rgb.shards),
+            "shards": rgb.shards,
             "seed": rgb.seed,
             "top1": fused.top1,
             "videos": len(fused.scores.rows),
@@ -339,7 +345,7 @@ def write_table(job: Table1, rows: list[dict[str, Any]]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     result = {
         "trunk": job.trunk,
-        "shards": [str(folder.absolute()) for folder in job.shards],
+        "shards": [absolute_url(url) for url in job.shards],
         "seeds": list(job.seeds),
         "rows": rows,
     }

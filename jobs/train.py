@@ -30,6 +30,7 @@ from jobs.recipes import RECIPES, Recipe, changed, flat
 from jobs.training import train_worker
 from shards.index import Index
 from shards.order import Order, lanes_of
+from shards.store import absolute_url
 from shards.stream import Reading
 
 
@@ -37,8 +38,8 @@ from shards.stream import Reading
 class Train:
     """Options of a training."""
 
-    shards: Path
-    """Folder that jobs.make_shards wrote, seen by every worker."""
+    shards: str
+    """Folder or URL (s3://, gs://, http://) that jobs.make_shards wrote, seen by every worker."""
     recipe: Annotated[Recipe, Flat]
     """What the run is; changing any of it makes another run."""
     storage: Path = Path("runs")
@@ -115,10 +116,11 @@ def main(recipe_name: str, job: Train) -> int:
 
 def check(job: Train, run: RunFolder) -> Index:
     """Finds out, before anything is started, what would stop a worker later."""
-    index = Index(job.shards.absolute(), "train")
+    index = Index(job.shards, "train")
+    index.check_classes()
     index.check_stream(job.recipe.clips.stream)
     index.check_files()
-    Index(job.shards.absolute(), "val").check_files()
+    Index(job.shards, "val").check_files()
     recipe = job.recipe
     Order([shard.samples for shard in index.shards], recipe.global_batch, recipe.seed)
     lanes = lanes_of(0, job.on.world_size, recipe.global_batch)
@@ -157,7 +159,7 @@ def open_identity(job: Train, run: RunFolder, index: Index, recipe_name: str) ->
         parameters={
             "recipe": recipe_name,
             **flat(job.recipe.to_dict()),
-            "shards": job.shards.absolute(),
+            "shards": absolute_url(job.shards),
             "zero": job.zero,
             "precision": job.precision,
             "accumulation": job.accumulation,
@@ -202,7 +204,7 @@ def train(job: Train, run: RunFolder, identity: Identity) -> dict[str, Any]:
 
         worker_job = {
             "recipe": job.recipe.to_dict(),
-            "shards": str(job.shards.absolute()),
+            "shards": absolute_url(job.shards),
             "run": str(run.path),
             "tracking_uri": identity.tracking_uri,
             "mlflow_run_id": identity.mlflow_run_id,

@@ -41,11 +41,11 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         dist.get_rank(),
         dist.get_world_size(),
     )
-    index, reading = Index(Path(job["shards"]), "train"), Reading(**job["reading"])
+    index, reading = Index(job["shards"], "train"), Reading(**job["reading"])
     order = Order([shard.samples for shard in index.shards], recipe.global_batch, recipe.seed)
     report = Report(job["tracking_uri"], job["mlflow_run_id"], rank)
     engine = build_engine(recipe, index, job, fresh=run.newest() is None)
-    progress = resume(engine, run, job, report)
+    progress = resume(engine, run, index, job, report)
     start = divmod(progress.step, order.steps_per_epoch)
     batches = train_batches(index, recipe.clips, order, rank=rank, world_size=world_size, start=start, reading=reading)
     tally, watch = Tally(device), Stopwatch(recipe.global_batch)
@@ -73,7 +73,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 best = validate(engine, recipe, job, report, progress)
         if best or is_time(progress.step, job["save_every"], recipe.num_steps) or progress.stopped(recipe):
             with watch.pausing():
-                save(engine, run, job, report, progress, best)
+                save(engine, run, index, job, report, progress, best)
     batches.close()  # its threads end with it
     return progress.result(recipe)
 
@@ -119,12 +119,12 @@ def build_engine(recipe: Recipe, index: Index, job: dict[str, Any], fresh: bool)
     )
 
 
-def resume(engine: DeepSpeedEngine, run: RunFolder, job: dict[str, Any], report: Report) -> Progress:
+def resume(engine: DeepSpeedEngine, run: RunFolder, index: Index, job: dict[str, Any], report: Report) -> Progress:
     """The newest checkpoint into the engine; a fresh start where there is none."""
     checkpoint = run.newest()
     if checkpoint is None:
         report.text("recipe.json", json.dumps(job["recipe"], indent=1))
-        report.text("dataset.json", (Path(job["shards"]) / "dataset.json").read_text())
+        report.text("dataset.json", index.info.to_json())
         return Progress()
     meta = read_state(engine, checkpoint)
     if dist.get_rank() == 0:
@@ -136,13 +136,13 @@ def resume(engine: DeepSpeedEngine, run: RunFolder, job: dict[str, Any], report:
 def save(
     engine: DeepSpeedEngine,
     run: RunFolder,
+    index: Index,
     job: dict[str, Any],
     report: Report,
     progress: Progress,
     best: dict[str, float] | None,
 ) -> None:
     """Weights, optimizer, place and best model -> the run's folder, Ray Train and MLflow."""
-    index = Index(Path(job["shards"]), "train")
     epoch, epoch_step = divmod(progress.step, len(index) // job["recipe"]["global_batch"])
     meta = {
         "step": progress.step,
@@ -164,7 +164,7 @@ def validate(
     engine: DeepSpeedEngine, recipe: Recipe, job: dict[str, Any], report: Report, progress: Progress
 ) -> dict[str, float] | None:
     """The middle clip of each validation video, centre view. Gives back what it gave if that is the best so far."""
-    index = Index(Path(job["shards"]), "val")
+    index = Index(job["shards"], "val")
     tally = Tally(job["device"])
     engine.eval()
     with torch.inference_mode():

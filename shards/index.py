@@ -1,36 +1,49 @@
 """What lies where: dataset.json describes a packed data set, one Arrow file a split says where each sample is.
 
-    FOLDER/dataset.json          classes, counts, packing, every shard's size and SHA-256, format version
-    FOLDER/train.index.arrow     one record batch a shard, one row a sample, memory-mapped
-    FOLDER/train-000000.tar ...  plain WebDataset shards: KEY.mp4, KEY.flow.mp4 where flow was packed, KEY.json
-    FOLDER/rejected.jsonl        videos that were listed and refused or missing, with the reason
+    dataset.json          classes, counts, packing, every shard's size and SHA-256, where its rows lie, format version
+    train.index.arrow     an Arrow IPC file: one record batch a shard, one row a sample
+    train-000000.tar ...  plain WebDataset shards: KEY.mp4, KEY.flow.mp4 where flow was packed, KEY.json
+    rejected.jsonl        videos that were listed and refused or missing, with the reason
 
-A sample's number is its row in the split's index: shards in order, samples in order of their keys. Nothing here holds
-more than O(shards) in memory.
+They lie in a folder or an object store (store.py). A sample's number is its row in the split's index: shards in order, samples
+in the order in which they lie there. A shard's rows are read when one of its samples is wanted, checked by their CRC-32,
+and a bounded number of shards' rows is kept, so that nothing here grows with the number of samples.
 """
 
-import bisect
 import hashlib
 import json
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 
 from shards.clips import Stream
+from shards.store import REQUESTS, BadShards, NoFile, Store, open_store
 from shards.video import Packing
 
 FORMAT = "grurcn-shards"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+DESCRIPTION, PLAN = "dataset.json", ".packing/plan"
+REJECTED = "rejected.jsonl"
+SHARDS_HELD = 32  # of which the rows are kept, if nobody wants more
+SHARDS_CHECKED = 256  # of which the rows are checked before a run, at most
+ARROW_MAGIC = b"ARROW1\0\0"
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("label", pa.int32()),
+        ("label", pa.int32()),  # -1 in a data set of captions
         ("group", pa.string()),
         ("num_frames", pa.int32()),
+        ("num_captions", pa.int32()),  # in its JSON
         ("fps", pa.float32()),
         ("video_offset", pa.int64()),  # of the video's bytes in the tar
         ("video_size", pa.int64()),
@@ -45,18 +58,18 @@ SCHEMA = pa.schema(
 )
 
 
-class BadShards(ValueError):
-    """A packed data set that cannot be read. The message names the file, what was found and the way out."""
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Shard:
     """One tar of a split."""
 
     name: str
     samples: int
+    captions: int  # of all its samples
     size_bytes: int
     sha256: str
+    rows_offset: int  # where its rows lie in the index: the bytes of one record batch
+    rows_size: int
+    rows_crc32: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,47 +88,52 @@ class Sample:
 
     number: int  # in the split, from 0
     key: str
-    label: int
+    label: int  # -1 in a data set of captions
     group: str
     num_frames: int
+    num_captions: int
     fps: float
     shard: str
     offset: int  # bytes from the shard's start to the video's first byte
     size_bytes: int
     crc32: int
     flow: Flow | None
+    json_offset: int
+    json_size_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
     """dataset.json."""
 
-    classes: tuple[str, ...]
+    classes: tuple[str, ...]  # none in a data set of captions
     packing: Packing
     splits: dict[str, tuple[Shard, ...]]
-    index_sha256: dict[str, str]
     plan: str  # digest of the listing and the settings that were packed
     source: dict[str, Any]
     rejected: int
+    shards_at: str | None = None  # where the shards lie, if they were made elsewhere and only their index is here
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, "version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the whole description, and through it of every shard: what a run was trained on."""
+        """SHA-256 of the whole description, and through it of every shard and row: what a run was trained on."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
-def read_dataset(folder: Path) -> DatasetInfo:
-    """Reads FOLDER/dataset.json. Raises BadShards if there is none, or one of another format."""
-    path = folder / "dataset.json"
+def read_dataset(store: Store) -> DatasetInfo:
+    """Reads dataset.json. Raises BadShards if there is none, or one of another format."""
+    path = f"{store.url}/{DESCRIPTION}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        state = "its packing was not finished" if (folder / ".packing").is_dir() else "nothing was packed there"
+        content = json.loads(store.read_file(DESCRIPTION))
+    except NoFile:
+        state = "its packing was not finished" if has(store, PLAN) else "nothing was packed there"
         raise BadShards(f"{path}: not found ({state}); pack videos with: python -m jobs.make_shards") from None
     except ValueError as error:
+        if isinstance(error, BadShards):
+            raise
         raise BadShards(f"{path}: not a JSON file ({error}); pack the videos again") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise BadShards(f"{path}: not the description of a packed data set (no format {FORMAT!r})")
@@ -135,90 +153,191 @@ def read_dataset(folder: Path) -> DatasetInfo:
     )
 
 
-class Index:
-    """One split of a packed data set: which samples there are and where their bytes lie."""
+def has(store: Store, name: str) -> bool:
+    return store.sizes([name]) != [None]
 
-    def __init__(self, folder: Path, split: str):
-        """Opens FOLDER's split. Raises BadShards if its files are missing or belong to another packing."""
-        self.folder = folder
+
+class Index:
+    """One split of a packed data set: which samples there are and where their bytes lie. Safe to use from several threads."""
+
+    def __init__(self, url: str | Path, split: str):
+        """Opens a folder's or URL's split. Raises BadShards if it is not there, BadUrl for no place at all."""
+        self.store = open_store(url)
         self.split = split
-        self.info = read_dataset(folder)
+        self.info = read_dataset(self.store)
+        self.shard_store = open_store(self.info.shards_at) if self.info.shards_at else self.store
         self.shards = self.info.splits.get(split, ())
         if not self.shards:
             found = ", ".join(name for name, shards in self.info.splits.items() if shards)
-            raise BadShards(f"{folder}: no samples in the split {split!r} (splits with samples: {found or 'none'})")
-        path = index_path(folder, split)
-        if not path.is_file():
-            raise BadShards(f"{path}: not found; copy it beside its shards, or pack the videos again")
-        try:
-            self.rows = pa.ipc.open_file(pa.memory_map(str(path)))
-        except pa.ArrowInvalid as error:
-            raise BadShards(f"{path}: not an Arrow file ({error}); pack the videos again") from None
-        if self.rows.num_record_batches != len(self.shards):
-            raise BadShards(
-                f"{path}: an index of {self.rows.num_record_batches} shards, dataset.json lists {len(self.shards)}; "
-                "they are from two packings: pack the videos again"
-            )
-        self.starts = [0, *accumulate(shard.samples for shard in self.shards)]
+            raise BadShards(f"{self.url}: no samples in the split {split!r} (splits with samples: {found or 'none'})")
+        self.starts = np.cumsum([0, *(shard.samples for shard in self.shards)])
+        self.held: OrderedDict[int, Rows] = OrderedDict()
+        self.most_held = SHARDS_HELD
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return self.store.url
 
     def __len__(self) -> int:
-        return self.starts[-1]
+        return int(self.starts[-1])
 
     def __getitem__(self, number: int) -> Sample:
-        """The sample of that number, 0 to len - 1; touches one row of the mapped file."""
-        if not 0 <= number < len(self):
-            raise IndexError(f"sample {number} of {len(self)}")
-        shard = bisect.bisect_right(self.starts, number) - 1
-        row = self.rows.get_batch(shard).slice(number - self.starts[shard], 1).to_pylist()[0]
-        return Sample(
-            number=number,
-            key=row["key"],
-            label=row["label"],
-            group=row["group"],
-            num_frames=row["num_frames"],
-            fps=row["fps"],
-            shard=self.shards[shard].name,
-            offset=row["video_offset"],
-            size_bytes=row["video_size"],
-            crc32=row["video_crc32"],
-            flow=flow_of(row),
-        )
+        """The sample of that number, 0 to len - 1. Raises BadShards if its row is damaged."""
+        return self.samples([number])[0]
+
+    def samples(self, numbers: Sequence[int]) -> list[Sample]:
+        """The samples of those numbers; rows that are not held are read side by side."""
+        for number in numbers:
+            if not 0 <= number < len(self):
+                raise IndexError(f"sample {number} of {len(self)}")
+        shards = (np.searchsorted(self.starts, numbers, side="right") - 1).tolist()
+        rows = self.rows_of(shards)
+        return [
+            rows[shard].sample(self.shards[shard].name, number, int(number - self.starts[shard]))
+            for shard, number in zip(shards, numbers, strict=True)
+        ]
+
+    def hold(self, shards: int) -> None:
+        """From now on the rows of so many shards are kept, or of as many as before if that is more."""
+        self.most_held = max(self.most_held, shards)
+
+    def rows_of(self, shards: Sequence[int]) -> dict[int, "Rows"]:
+        """The rows of each of these shards."""
+        with self.lock:
+            found = {shard: self.held[shard] for shard in shards if shard in self.held}
+        missing = sorted(set(shards) - found.keys())
+        if len(missing) > 1:
+            with ThreadPoolExecutor(min(REQUESTS, len(missing))) as pool:
+                found |= zip(missing, pool.map(self.read_rows, missing), strict=True)
+        elif missing:
+            found[missing[0]] = self.read_rows(missing[0])
+        with self.lock:
+            for shard in found:
+                self.held[shard] = found[shard]
+                self.held.move_to_end(shard)
+            while len(self.held) > max(self.most_held, len(found)):
+                self.held.popitem(last=False)
+        return found
+
+    def read_rows(self, number: int) -> "Rows":
+        """A shard's rows. Raises BadShards if they are not those that dataset.json describes."""
+        shard, name = self.shards[number], index_name(self.split)
+        data = self.store.read(name, shard.rows_offset, shard.rows_size)
+        if zlib.crc32(data) != shard.rows_crc32:
+            raise BadShards(
+                f"{self.url}/{name}: the {shard.rows_size:,} bytes at offset {shard.rows_offset:,} are not the rows of "
+                f"{shard.name} that {DESCRIPTION} describes (CRC-32 differs): the file is damaged or of another packing; "
+                "restore it, or pack again"
+            )
+        return Rows(pa.ipc.read_record_batch(pa.ipc.read_message(pa.BufferReader(data)), SCHEMA))
 
     def check_stream(self, stream: Stream) -> None:
         """Raises BadShards if clips of this stream are wanted and were not packed."""
         if stream == "flow" and self.info.packing.flow == "none":
             raise BadShards(
-                f"{self.folder}: packed without optical flow, clips of the stream {stream!r} are wanted; pack the videos "
+                f"{self.url}: packed without optical flow, clips of the stream {stream!r} are wanted; pack the videos "
                 "again into another folder with: python -m jobs.make_shards --flow tvl1"
             )
 
+    def check_classes(self) -> None:
+        """Raises BadShards if the videos have no classes."""
+        if not self.info.classes:
+            raise BadShards(
+                f"{self.url}: packed with captions and without classes; wanted videos with classes, as "
+                "jobs.make_shards packs them from ucf101, hmdb51, kinetics, folder or csv"
+            )
+
     def check_files(self) -> None:
-        """Raises BadShards unless the index is the one of dataset.json and every shard is there in its full length."""
-        path = index_path(self.folder, self.split)
-        if file_sha256(path) != self.info.index_sha256[self.split]:
-            raise BadShards(f"{path}: not the index that dataset.json describes (SHA-256 differs); pack again")
-        for shard in self.shards:
-            path = self.folder / shard.name
-            found = path.stat().st_size if path.is_file() else None
+        """Raises BadShards unless every shard is there in its full length and the index is the one that was packed.
+
+        Of large data sets the rows of SHARDS_CHECKED shards, as this is done before each run; all other rows, and the
+        videos, are checked when they are read, and by `python -m jobs.inspect_shards verify`.
+        """
+        some = np.linspace(0, len(self.shards) - 1, min(len(self.shards), SHARDS_CHECKED)).astype(int).tolist()
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            list(pool.map(self.read_rows, some))
+        for shard, found in zip(
+            self.shards, self.shard_store.sizes([shard.name for shard in self.shards]), strict=True
+        ):
             if found != shard.size_bytes:
                 state = "missing" if found is None else f"{found:,} bytes"
                 raise BadShards(
-                    f"{path}: {state}, the index wants {shard.size_bytes:,} bytes; restore the file, or pack again"
+                    f"{self.shard_store.url}/{shard.name}: {state}, the index wants {shard.size_bytes:,} bytes; "
+                    "restore the file, or pack again"
                 )
 
 
-def flow_of(row: dict[str, Any]) -> Flow | None:
-    if row["flow_offset"] is None:
-        return None
-    return Flow(
-        offset=row["flow_offset"], size_bytes=row["flow_size"], crc32=row["flow_crc32"], bound=row["flow_bound"]
-    )
+class Rows:
+    """The rows of one shard's samples, a column each, as they lie in the index."""
+
+    def __init__(self, batch: pa.RecordBatch):
+        self.texts = {name: batch.column(name) for name in ("key", "group")}
+        numbers = [field.name for field in SCHEMA if field.name not in self.texts]
+        self.columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in numbers}
+
+    def sample(self, shard: str, number: int, row: int) -> Sample:
+        """The sample in a row."""
+        at = {name: column[row].item() for name, column in self.columns.items()}
+        flow = None
+        if at["flow_bound"] == at["flow_bound"]:  # null is not a number, and not equal to itself
+            flow = Flow(
+                offset=int(at["flow_offset"]),
+                size_bytes=int(at["flow_size"]),
+                crc32=int(at["flow_crc32"]),
+                bound=at["flow_bound"],
+            )
+        return Sample(
+            number=int(number),
+            key=self.texts["key"][row].as_py(),
+            label=at["label"],
+            group=self.texts["group"][row].as_py(),
+            num_frames=at["num_frames"],
+            num_captions=at["num_captions"],
+            fps=at["fps"],
+            shard=shard,
+            offset=at["video_offset"],
+            size_bytes=at["video_size"],
+            crc32=at["video_crc32"],
+            flow=flow,
+            json_offset=at["json_offset"],
+            json_size_bytes=at["json_size"],
+        )
 
 
-def index_path(folder: Path, split: str) -> Path:
-    return folder / f"{split}.index.arrow"
+class IndexWriter:
+    """Writes a split's index, a shard's rows at a time."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.writer = pa.ipc.new_file(file, SCHEMA)
+        self.end = len(ARROW_MAGIC) + SCHEMA.serialize().size
+
+    def add(self, samples: Sequence[dict[str, Any]], **shard: Any) -> Shard:
+        """Appends the rows of a shard and gives back what dataset.json says of it. shard: name, size_bytes, sha256."""
+        self.writer.write_batch(pa.RecordBatch.from_pylist(list(samples), schema=SCHEMA))
+        start, self.end = self.end, self.file.tell()
+        self.file.seek(start)
+        rows = self.file.read(self.end - start)
+        captions = sum(sample["num_captions"] for sample in samples)
+        return Shard(
+            samples=len(samples),
+            captions=captions,
+            rows_offset=start,
+            rows_size=len(rows),
+            rows_crc32=zlib.crc32(rows),
+            **shard,
+        )
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextmanager
+def written_index(store: Store, split: str) -> Iterator[IndexWriter]:
+    """The index of a split, to be written; it appears under its name when it is whole."""
+    with store.written(index_name(split)) as file:
+        index = IndexWriter(file)
+        yield index
+        index.writer.close()
+
+
+def index_name(split: str) -> str:
+    return f"{split}.index.arrow"

@@ -4,34 +4,29 @@
     pack_shard        one shard's entries -> TAR + its record; runs anywhere, as often as needed
     finish_packing    all records -> index, rejected.jsonl, dataset.json
 
-Each output is written under a temporary name, flushed to disk and renamed, so a file under its final name is complete.
-A shard counts as finished once its record is there. Packing the same plan again gives the same bytes.
+They go to a folder or an object store (store.py), where a file under its final name is complete. A shard counts as finished
+once its record is there. Packing the same plan again gives the same bytes.
 """
 
-import errno
 import hashlib
 import io
 import json
-import os
 import random
-import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import pyarrow as pa
-
+from shards.entries import SPLITS, Entry, Listing
 from shards.flow import flow_between
-from shards.index import SCHEMA, BadShards, DatasetInfo, Shard, file_sha256, index_path, read_dataset
-from shards.sources import SPLITS, Entry, Listing
+from shards.index import DESCRIPTION, PLAN, REJECTED, DatasetInfo, Shard, has, read_dataset, written_index
+from shards.store import BadShards, NoFile, Store, absolute_url, open_store
 from shards.video import BadVideo, Packing, store_video
 
 NO_FILE = "listed, but there is no such file"
-RECORDS = ".packing"  # folder of the records of finished shards, while a packing is under way
+RECORDS = ".packing"  # folder of the plan and the records of finished shards, while a packing is under way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +42,7 @@ class ShardPlan:
 class Plan:
     """A whole packing, before any video has been opened."""
 
-    folder: Path
+    url: str  # of the folder or store that the shards go to
     classes: tuple[str, ...]
     packing: Packing
     shards: tuple[ShardPlan, ...]
@@ -65,7 +60,7 @@ class Progress:
 
 
 def plan_packing(
-    folder: Path, listing: Listing, packing: Packing, videos_per_shard: int, seed: int, source: dict[str, Any]
+    url: str | Path, listing: Listing, packing: Packing, videos_per_shard: int, seed: int, source: dict[str, Any]
 ) -> Plan:
     """Shuffles each split's videos with the seed, so that no shard holds one class, and cuts them into shards.
 
@@ -87,7 +82,7 @@ def plan_packing(
             name = f"{split}-{start // videos_per_shard:06}.tar"
             shards.append(ShardPlan(name=name, entries=tuple(chosen), packing=packing))
     return Plan(
-        folder=folder,
+        url=absolute_url(url),
         classes=listing.classes,
         packing=packing,
         shards=tuple(shards),
@@ -104,63 +99,68 @@ def plan_digest(listing: Listing, packing: Packing, shards: Sequence[ShardPlan],
     for shard in shards:
         digest.update(shard.name.encode())
         for entry in shard.entries:
-            size = entry.path.stat().st_size
-            digest.update(json.dumps([entry.name, entry.key, entry.label, entry.group, size]).encode())
+            about = {**asdict(entry), "path": None, "size_bytes": entry.path.stat().st_size}
+            digest.update(json.dumps(about).encode())
     return digest.hexdigest()
 
 
 def open_target(plan: Plan) -> list[ShardPlan]:
-    """Makes the folder ready for the plan and gives back the shards that are still to be packed.
+    """Makes the place ready for the plan and gives back the shards that are still to be packed.
 
-    Raises BadShards if the folder holds another packing, OSError if it cannot be written.
+    Raises BadShards if it holds another packing or cannot be written, OSError for a folder that cannot be made.
     """
-    if (plan.folder / "dataset.json").exists():
-        if read_dataset(plan.folder).plan != plan.digest:
-            raise BadShards(other_packing(plan.folder))
-        shutil.rmtree(plan.folder / RECORDS, ignore_errors=True)  # of a packing that was killed in its last moment
+    store = open_store(plan.url)
+    if has(store, DESCRIPTION):
+        if read_dataset(store).plan != plan.digest:
+            raise other_packing(plan.url)
+        store.delete(store.names(RECORDS))  # of a packing that was killed in its last moment
         return []
-    records = plan.folder / RECORDS
-    records.mkdir(parents=True, exist_ok=True)
-    for leftover in [*plan.folder.glob(".*.partial"), *records.glob(".*.partial")]:
-        leftover.unlink()  # of a packing that was killed
-    of_plan = records / "plan"
-    if not of_plan.exists():
-        with written(of_plan) as file:
-            file.write(plan.digest.encode())
-    if of_plan.read_text() != plan.digest:
-        raise BadShards(other_packing(plan.folder))
-    return [shard for shard in plan.shards if not record_path(plan.folder, shard.name).exists()]
+    try:
+        found = store.read_file(PLAN).decode()
+    except NoFile:
+        found = plan.digest
+        with store.written(PLAN) as file:
+            file.write(found.encode())
+    if found != plan.digest:
+        raise other_packing(plan.url)
+    names = store.names()
+    store.delete([name for name in names if name.endswith(".partial")])  # of a packing that was killed
+    finished = set(names)
+    return [shard for shard in plan.shards if record_name(shard.name) not in finished]
 
 
-def other_packing(folder: Path) -> str:
-    return (
-        f"{folder}: holds shards of other videos or other settings than these; "
+def other_packing(url: str) -> BadShards:
+    return BadShards(
+        f"{url}: holds shards of other videos or other settings than these; "
         "choose another folder, or delete this one to pack it anew"
     )
 
 
-def pack_shard(folder: Path, shard: ShardPlan, classes: Sequence[str]) -> Iterator[Progress]:
+def pack_shard(url: str, shard: ShardPlan, classes: Sequence[str]) -> Iterator[Progress]:
     """Writes one shard and its record, yielding after each video.
 
     A video that is missing or does not decode to its last frame is left out, named with its reason in the record.
     Raises OSError if the disk is full or a folder cannot be written; nothing half-written stays under a final name.
     """
+    store = open_store(url)
     samples: list[dict[str, Any]] = []
     rejected: list[dict[str, str]] = []
-    tar_path = folder / shard.name
-    with written(tar_path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        for entry in shard.entries:
-            try:
-                samples.append(add_sample(tar, entry, shard.packing, classes))
-                yield Progress(name=entry.name)
-            except BadVideo as error:
-                rejected.append(refusal(entry, str(error)))
-                yield Progress(name=entry.name, refused=str(error))
-    record = {"name": shard.name, "samples": samples, "rejected": rejected, "sha256": file_sha256(tar_path)}
-    record["size_bytes"] = tar_path.stat().st_size
+    with store.written(shard.name) as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for entry in shard.entries:
+                try:
+                    samples.append(add_sample(tar, entry, shard.packing, classes))
+                    yield Progress(name=entry.name)
+                except BadVideo as error:
+                    rejected.append(refusal(entry, str(error)))
+                    yield Progress(name=entry.name, refused=str(error))
+        size_bytes = file.tell()
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
     if not samples:
-        tar_path.unlink()
-    with written(record_path(folder, shard.name)) as file:
+        store.delete([shard.name])
+    record = {"samples": samples, "rejected": rejected, "size_bytes": size_bytes, "sha256": sha256}
+    with store.written(record_name(shard.name)) as file:
         file.write(json.dumps(record).encode())
 
 
@@ -172,11 +172,10 @@ def add_sample(tar: tarfile.TarFile, entry: Entry, packing: Packing, classes: Se
         video = store_video(entry.path, packing)
     except PermissionError as error:
         raise BadVideo(f"cannot be read ({error.strerror})") from None
-    label = classes.index(entry.label)
+    label = classes.index(entry.label) if classes else -1
     about = {
         "key": entry.key,
-        "label": label,
-        "class": entry.label,
+        **({"captions": entry.captions} if entry.captions else {"label": label, "class": entry.label}),
         "group": entry.group,
         "num_frames": video.num_frames,
         "fps": video.fps,
@@ -187,6 +186,7 @@ def add_sample(tar: tarfile.TarFile, entry: Entry, packing: Packing, classes: Se
         "label": label,
         "group": entry.group,
         "num_frames": video.num_frames,
+        "num_captions": len(entry.captions),
         "fps": video.fps,
         "video_offset": add_member(tar, f"{entry.key}.{video.suffix}", video.data),
         "video_size": len(video.data),
@@ -222,40 +222,40 @@ def finish_packing(plan: Plan) -> DatasetInfo:
 
     Raises BadShards if no video at all could be stored.
     """
-    if (plan.folder / "dataset.json").exists():
-        return read_dataset(plan.folder)
+    store = open_store(plan.url)
+    if has(store, DESCRIPTION):
+        return read_dataset(store)
     splits: dict[str, tuple[Shard, ...]] = {}
     num_rejected = len(plan.missing)
-    with written(plan.folder / "rejected.jsonl") as refusals:
+    with store.written(REJECTED) as refusals:
         refusals.writelines(as_line(refusal(entry, NO_FILE)) for entry in plan.missing)
         for split in SPLITS:
             shards = []
-            with written(index_path(plan.folder, split)) as file, pa.ipc.new_file(file, SCHEMA) as rows:
-                for record in read_records(plan, split):
+            names = [shard.name for shard in plan.shards if shard.name.startswith(f"{split}-")]
+            with written_index(store, split) as index:
+                for name, record in zip(names, read_records(store, names), strict=True):
                     samples, rejected = record.pop("samples"), record.pop("rejected")
                     num_rejected += len(rejected)
                     refusals.writelines(map(as_line, rejected))
                     if samples:
-                        rows.write_batch(pa.RecordBatch.from_pylist(samples, schema=SCHEMA))
-                        shards.append(Shard(samples=len(samples), **record))
+                        shards.append(index.add(samples, name=name, **record))
             splits[split] = tuple(shards)
     if not any(splits.values()):
         raise BadShards(
-            f"{plan.folder}: none of the {num_rejected} listed videos could be stored; the reasons are in "
-            f"{plan.folder / 'rejected.jsonl'}"
+            f"{plan.url}: none of the {num_rejected} listed videos could be stored; the reasons are in "
+            f"{plan.url}/{REJECTED}"
         )
     info = DatasetInfo(
         classes=plan.classes,
         packing=plan.packing,
         splits=splits,
-        index_sha256={split: file_sha256(index_path(plan.folder, split)) for split in SPLITS},
         plan=plan.digest,
         source=plan.source,
         rejected=num_rejected,
     )
-    with written(plan.folder / "dataset.json") as file:
+    with store.written(DESCRIPTION) as file:
         file.write(info.to_json().encode())
-    shutil.rmtree(plan.folder / RECORDS)
+    store.delete([*(record_name(shard.name) for shard in plan.shards), PLAN])
     return info
 
 
@@ -267,31 +267,11 @@ def as_line(content: dict[str, str]) -> bytes:
     return json.dumps(content).encode() + b"\n"
 
 
-def read_records(plan: Plan, split: str) -> Iterator[dict[str, Any]]:
-    """The records of a split's shards, one at a time, in the shards' order."""
-    for shard in plan.shards:
-        if shard.name.startswith(f"{split}-"):
-            yield json.loads(record_path(plan.folder, shard.name).read_text())
+def read_records(store: Store, shards: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The records of shards in their order, as many read at the same time as a store likes."""
+    for content in store.read_files([record_name(shard) for shard in shards]):
+        yield json.loads(content)
 
 
-def record_path(folder: Path, shard_name: str) -> Path:
-    return folder / RECORDS / f"{shard_name}.json"
-
-
-@contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears as `path` only when the block ends well: flushed to disk, then renamed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise OSError(
-                errno.ENOSPC, "no space left on the device; make room and run the same again", str(path)
-            ) from None
-        raise
+def record_name(shard: str) -> str:
+    return f"{RECORDS}/{shard}.json"

@@ -1,7 +1,7 @@
 """Order -> bytes -> clip batches: a webdataset pipeline whose source is ours.
 
     source      (epoch, step) by (epoch, step), which clip of which sample    order.py, clips.py: no I/O
-    read        + the bytes of the video or of its flow, checked by CRC-32    a few threads
+    read        + the bytes of the video or of its flow, checked by CRC-32    many threads: a store may be far away
     decode      + the clip's planes                                           one thread a core
     batch       -> ClipBatch                                                  these lanes' part of the global batch
     ahead       the stages above run this many batches ahead                  a thread
@@ -13,16 +13,11 @@ samples is kept whatever the threads do.
 B clips, T frames, N fields of flow, H x W the stored frames' size.
 """
 
-import queue
-import threading
 import zlib
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +25,12 @@ from torch import Tensor
 from webdataset.pipeline import DataPipeline
 
 from shards.clips import Clip, ClipConfig, Stream, evaluation_clips, evaluation_views, train_clip
-from shards.index import BadShards, Flow, Index, Sample
-from shards.order import PADDING, Order, lanes_of
-from shards.store import FolderStore, Store
+from shards.index import Flow, Index, Sample
+from shards.order import PADDING, WINDOW, Order, lanes_of
+from shards.store import BadShards, Store
+from shards.threads import ahead, ordered_map
 from shards.video import BadVideo, read_flow, read_frames
 
-T = TypeVar("T")
 Stage = Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]]
 
 
@@ -75,6 +70,15 @@ class Reading:
     """Threads that decode videos, in each worker."""
     batches_ahead: int = 2
     """Batches that each worker decodes ahead of the one in use."""
+    requests: int = 16
+    """Videos that each worker reads from the shards at the same time; more for stores that answer slowly."""
+
+    def __post_init__(self) -> None:
+        if min(self.decode_threads, self.batches_ahead, self.requests) < 1:
+            raise ValueError(
+                f"decode_threads {self.decode_threads}, batches_ahead {self.batches_ahead}, requests {self.requests}: "
+                "wanted at least 1 of each"
+            )
 
 
 def train_batches(
@@ -129,12 +133,15 @@ def clip_batches(
     stages: Sequence[Stage],
 ) -> Generator[tuple[tuple[int, int], ClipBatch], None, None]:
     """The pipeline: the samples of a source -> ((epoch, step), ClipBatch)."""
-    store = FolderStore(index.folder)
-    in_flight = max(reading.decode_threads, batch_size)
+    index.hold(2 * WINDOW * batch_size)  # each lane reads in one window, or in two while it goes from one to the next
+    read_ahead = max(reading.requests, batch_size)
+    decode_ahead = max(reading.decode_threads, batch_size)
     yield from DataPipeline(
         source,
-        partial(ordered_map, partial(read_video, store), num_threads=2, in_flight=in_flight),
-        partial(ordered_map, partial(decode_clip, index), num_threads=reading.decode_threads, in_flight=in_flight),
+        partial(
+            ordered_map, partial(read_video, index.shard_store), num_threads=reading.requests, in_flight=read_ahead
+        ),
+        partial(ordered_map, partial(decode_clip, index), num_threads=reading.decode_threads, in_flight=decode_ahead),
         *stages,
         partial(batched, batch_size=batch_size),
         partial(ahead, depth=reading.batches_ahead),
@@ -149,8 +156,7 @@ def train_source(
     assert seed is not None
     epoch, step = start
     while True:
-        for number in order.samples(epoch, step, lanes):
-            sample = index[int(number)]
+        for sample in index.samples(order.samples(epoch, step, lanes).tolist()):
             clip = train_clip(sample.num_frames, packing.height, packing.width, clips, seed, epoch, sample.number)
             yield {
                 "__key__": sample.key,
@@ -172,8 +178,8 @@ def evaluation_source(
     packing = index.info.packing
     [(box, mirror)] = evaluation_views(packing.height, packing.width, 1, clips)
     for step in range(order.steps_per_epoch):
-        for number in order.samples(0, step, lanes):
-            sample = index[max(0, int(number))]
+        numbers = order.samples(0, step, lanes)
+        for number, sample in zip(numbers, index.samples(np.maximum(0, numbers).tolist()), strict=True):
             frames = evaluation_clips(sample.num_frames, num_clips, clips)
             clip = Clip(frames=frames.reshape(-1), box=box, mirror=mirror, draw=0)
             weight = float(number != PADDING)
@@ -195,10 +201,13 @@ def read_video(store: Store, item: dict[str, Any]) -> dict[str, Any]:
     """Adds the part's bytes. Raises BadShards with shard, key and offset if they are not those that were packed."""
     sample: Sample = item["sample"]
     part: Sample | Flow = item["part"]
-    data = store.read(sample.shard, part.offset, part.size_bytes)
+    try:
+        data = store.read(sample.shard, part.offset, part.size_bytes)
+    except BadShards as error:
+        raise BadShards(f"sample {sample.key}: {error}") from None
     if zlib.crc32(data) != part.crc32:
         raise BadShards(
-            f"{sample.shard}: the {part.size_bytes} bytes at offset {part.offset} are not those of {sample.key} "
+            f"{store.url}/{sample.shard}: the {part.size_bytes} bytes at offset {part.offset} are not those of {sample.key} "
             "that were packed (CRC-32 differs); restore the shard, or pack again"
         )
     return {**item, "mp4": data}
@@ -254,58 +263,3 @@ def collate(group: Sequence[dict[str, Any]]) -> ClipBatch:
 
 def bound_of(part: Sample | Flow) -> float:
     return part.bound if isinstance(part, Flow) else 0.0
-
-
-def ordered_map(function: Callable[[Any], T], items: Iterable[Any], num_threads: int, in_flight: int) -> Iterator[T]:
-    """function(item) for every item, computed by threads, at most `in_flight` at a time, handed on in order."""
-    futures: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(num_threads, thread_name_prefix=getattr(function, "__name__", "stage")) as pool:
-        try:
-            for item in items:
-                futures.append(pool.submit(function, item))
-                if len(futures) >= in_flight:
-                    yield futures.popleft().result()
-            while futures:
-                yield futures.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, taken by a thread of its own up to `depth` ahead; the thread ends when the reader stops."""
-    handed: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=max(1, depth))
-    stopped = threading.Event()
-
-    def put(good: bool, item: Any) -> None:
-        while not stopped.is_set():
-            try:
-                handed.put((good, item), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def take() -> None:
-        with closing(iter(items)) as taken:  # pyright: ignore[reportArgumentType]  # stages are generators
-            try:
-                for item in taken:
-                    if stopped.is_set():
-                        return
-                    put(True, item)
-                put(False, None)
-            except BaseException as error:
-                put(False, error)
-
-    thread = threading.Thread(target=take, name="clip-batches-ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            good, item = handed.get()
-            if good:
-                yield item
-            elif item is None:
-                return
-            else:
-                raise item
-    finally:
-        stopped.set()
-        thread.join()

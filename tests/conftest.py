@@ -51,7 +51,7 @@ def packing_job(
 ) -> make_shards.MakeShards:
     return make_shards.MakeShards(
         source=Folder(videos=videos, val_share=0.17, test_share=0.17),
-        out=out,
+        out=str(out),
         packing=Packing(width=SIZE, height=SIZE, flow=flow),
         videos_per_shard=5,
         workers=workers,

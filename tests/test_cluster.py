@@ -18,7 +18,7 @@ from cluster.connect import NoCluster, start_ray
 from cluster.launch import Workers
 from cluster.runs import RunFolder
 from jobs import evaluate, make_shards
-from shards.index import BadShards
+from shards.store import BadShards
 
 pytestmark = pytest.mark.cluster
 
@@ -49,7 +49,7 @@ def test_two_workers_train_to_the_losses_of_one_and_evaluate_each_video_once(sha
     for workers in (0, 2):
         json_file = storage / f"evaluation-{workers}.json"
         assert evaluate.main(evaluate.Evaluate(
-            run=storage / "two-workers", shards=shards, clips=3, views=5, on=Workers(workers=workers), json=json_file,
+            run=storage / "two-workers", shards=str(shards), clips=3, views=5, on=Workers(workers=workers), json=json_file,
         )) == 0  # fmt: skip
         scores[workers] = pq.read_table(json.loads(json_file.read_text())["scores"]).to_pydict()
     assert scores[0]["key"] == scores[2]["key"]

@@ -14,7 +14,8 @@ from grurcn.frames import to_clips
 from grurcn.model import build_model, log_mean_vote
 from jobs import evaluate, make_shards
 from shards.clips import evaluation_clips, evaluation_views
-from shards.index import BadShards, Index
+from shards.index import Index
+from shards.store import BadShards
 from shards.video import read_frames
 
 
@@ -26,7 +27,7 @@ def run(shards, storage) -> Path:
 
 def run_evaluate(run: Path, shards: Path, **options) -> dict:
     json_file = run.parent / "evaluation.json"
-    assert evaluate.main(evaluate.Evaluate(run=run, shards=shards, json=json_file, **options)) == 0
+    assert evaluate.main(evaluate.Evaluate(run=run, shards=str(shards), json=json_file, **options)) == 0
     return json.loads(json_file.read_text())
 
 

@@ -39,10 +39,10 @@ from jobs import evaluate, make_shards, train
 from jobs.inputs import model_input
 from shards import video
 from shards.clips import ClipConfig, evaluation_clips, evaluation_views, train_clip
+from shards.entries import Entry, Listing
 from shards.flow import NoOpenCV, flow_between, flow_planes, to_bytes, to_pixels
 from shards.index import BadShards, Index
 from shards.order import Order
-from shards.sources import Entry, Listing
 from shards.store import FolderStore
 from shards.stream import evaluation_batches, train_batches
 from shards.video import Packing, decode_upright, flow_encoder, read_flow, store_video
@@ -117,7 +117,7 @@ def index(packed):
 
 
 def part(index: Index, sample: Any, of: Any) -> bytes:
-    return (index.folder / sample.shard).read_bytes()[of.offset :][: of.size_bytes]
+    return (Path(index.url) / sample.shard).read_bytes()[of.offset :][: of.size_bytes]
 
 
 # Motion
@@ -335,7 +335,7 @@ def test_a_packing_of_flow_that_is_killed_ends_with_the_same_bytes(listing, pack
         process.wait()
         process.stdout.close()
     run_plan(plan)
-    assert contents(plan.folder) == contents(packed)
+    assert contents(Path(plan.url)) == contents(packed)
 
 
 @pytest.mark.parametrize("change", [{"flow": "none"}, {"flow": "tvl1"}, {"flow_bound": 10.0}, {"flow_crf": 20}])
@@ -350,7 +350,7 @@ def test_a_folder_of_other_flow_is_another_packing(change, listing, packed):
 
 
 def test_any_webdataset_reader_finds_video_flow_and_json_in_one_sample(index):
-    read = list(WebDataset([str(index.folder / shard.name) for shard in index.shards], shardshuffle=False))
+    read = list(WebDataset([str(Path(index.url) / shard.name) for shard in index.shards], shardshuffle=False))
     assert len(read) == len(index) == len(MOTIONS)
     for number, members in enumerate(read):
         sample = index[number]
@@ -367,7 +367,7 @@ def test_any_webdataset_reader_finds_video_flow_and_json_in_one_sample(index):
 
 def test_shards_without_flow_say_nothing_of_it(tmp_path):
     index = Index(pack(tmp_path / "shards", listing_of(tmp_path / "videos", [8])), "train")
-    [members] = WebDataset(str(index.folder / index.shards[0].name), shardshuffle=False)
+    [members] = WebDataset(str(Path(index.url) / index.shards[0].name), shardshuffle=False)
     assert "flow.mp4" not in members
     assert not {"flow", "flow_bound"} & set(json.loads(members["json"]))
     assert index[0].flow is None
@@ -393,7 +393,7 @@ def test_training_and_evaluation_refuse_flow_that_was_not_packed(shards, tmp_pat
     model = Model(weights={}, meta=meta, step=0, best=True, checkpoint=tmp_path)
     monkeypatch.setattr(evaluate, "load_best", lambda _: model)
     with pytest.raises(BadShards, match=NO_FLOW):
-        evaluate.main(evaluate.Evaluate(run=tmp_path, shards=shards))
+        evaluate.main(evaluate.Evaluate(run=tmp_path, shards=str(shards)))
     assert not list(tmp_path.iterdir())
 
 

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 from videos import TINY, listing_of, pack
 
-from shards.index import FORMAT_VERSION, SCHEMA, BadShards, DatasetInfo, Index, Shard, index_path, read_dataset
+from shards.index import FORMAT_VERSION, SCHEMA, DatasetInfo, Index, Shard, read_dataset, written_index
+from shards.order import WINDOW
+from shards.store import BadShards, open_store
 
 FRAMES = [8, 9, 10, 11, 12, 8, 9]
 
@@ -62,12 +64,14 @@ def test_a_number_outside_the_split_is_an_index_error(number, packed):
 def test_the_right_row_is_found_in_shards_of_uneven_sizes(tmp_path):
     """Sizes as they come where videos were refused; the rows' keys count up."""
     sizes = [2, 1, 4, 3]
-    with pa.OSFile(str(index_path(tmp_path, "val")), "wb") as file, pa.ipc.new_file(file, SCHEMA) as rows:
-        for shard, size in enumerate(sizes):
-            row = dict.fromkeys(SCHEMA.names, 0) | {"group": "", "fps": 25.0, "flow_offset": None}
-            lines = [{**row, "key": f"{shard}.{within}"} for within in range(size)]
-            rows.write_batch(pa.RecordBatch.from_pylist(lines, schema=SCHEMA))
-    shards = tuple(Shard(name=f"{n}.tar", samples=size, size_bytes=0, sha256="") for n, size in enumerate(sizes))
+    row = dict.fromkeys(SCHEMA.names, 0) | {"group": "", "fps": 25.0, "flow_bound": None}
+    with written_index(open_store(tmp_path), "val") as file:
+        shards = tuple(
+            file.add(
+                [{**row, "key": f"{n}.{within}"} for within in range(size)], name=f"{n}.tar", size_bytes=0, sha256=""
+            )
+            for n, size in enumerate(sizes)
+        )
     (tmp_path / "dataset.json").write_text(info_of(val=shards).to_json())
     index = Index(tmp_path, "val")
     wanted = [(shard, within) for shard, size in enumerate(sizes) for within in range(size)]
@@ -76,21 +80,29 @@ def test_the_right_row_is_found_in_shards_of_uneven_sizes(tmp_path):
 
 
 def info_of(**splits):
-    return DatasetInfo(
-        classes=("a", "b"), packing=TINY, splits=splits, index_sha256={}, plan="p", source={"kind": "x"}, rejected=0
-    )
+    return DatasetInfo(classes=("a", "b"), packing=TINY, splits=splits, plan="p", source={"kind": "x"}, rejected=0)
 
 
 def test_the_description_survives_writing_and_reading(tmp_path):
-    info = info_of(train=(Shard(name="train-000000.tar", samples=3, size_bytes=10240, sha256="ab"),), val=())
+    shard = Shard(
+        name="train-000000.tar",
+        samples=3,
+        captions=0,
+        size_bytes=10240,
+        sha256="ab",
+        rows_offset=8,
+        rows_size=9,
+        rows_crc32=7,
+    )
+    info = info_of(train=(shard,), val=())
     (tmp_path / "dataset.json").write_text(info.to_json())
-    assert read_dataset(tmp_path) == info
-    assert read_dataset(tmp_path).digest == info.digest
+    assert read_dataset(open_store(tmp_path)) == info
+    assert read_dataset(open_store(tmp_path)).digest == info.digest
 
 
 def test_the_digest_is_that_of_every_shard(packed):
-    info = read_dataset(packed)
-    assert info.digest == read_dataset(packed).digest
+    info = read_dataset(open_store(packed))
+    assert info.digest == read_dataset(open_store(packed)).digest
     first, *others = info.splits["train"]
     changed = replace(info, splits={**info.splits, "train": (replace(first, sha256="0" * 64), *others)})
     assert changed.digest != info.digest
@@ -100,7 +112,7 @@ def test_the_digest_is_that_of_every_shard(packed):
 
 def test_a_digest_never_changes_for_the_same_description():
     """Runs remember it: another one would refuse to resume them."""
-    assert info_of(train=()).digest == "56fe253c6495426a492a85e85a6adfc09b1e1446cc8fa8eb6fdf73824c1f0a4e"
+    assert info_of(train=()).digest == "313dee04c45854ee47c5b286d53b71c292abe0de201ca43dda84f08fbe15d53f"
 
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, None])
@@ -110,7 +122,7 @@ def test_another_format_version_is_refused(version, folder):
         rf"dataset\.json: format version {version}, this program reads version {FORMAT_VERSION}; pack .* again, or"
     )
     with pytest.raises(BadShards, match=message):
-        read_dataset(folder)
+        read_dataset(open_store(folder))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +136,7 @@ def test_another_format_version_is_refused(version, folder):
 def test_another_file_by_that_name_is_refused(content, message, folder):
     (folder / "dataset.json").write_text(content)
     with pytest.raises(BadShards, match=message):
-        read_dataset(folder)
+        read_dataset(open_store(folder))
 
 
 def test_a_folder_without_a_description_is_refused_with_what_was_done_there(folder):
@@ -132,6 +144,7 @@ def test_a_folder_without_a_description_is_refused_with_what_was_done_there(fold
     with pytest.raises(BadShards, match=r"dataset\.json: not found \(nothing was packed there\); .*jobs\.make_shards"):
         Index(folder, "train")
     (folder / ".packing").mkdir()
+    (folder / ".packing" / "plan").write_text("digest")
     with pytest.raises(BadShards, match=r"its packing was not finished"):
         Index(folder, "train")
 
@@ -144,34 +157,66 @@ def test_a_split_without_samples_is_refused_with_those_that_have(split, packed):
 
 def test_a_missing_index_is_refused(folder):
     (folder / "train.index.arrow").unlink()
-    with pytest.raises(BadShards, match=r"train\.index\.arrow: not found; copy it beside its shards"):
-        Index(folder, "train")
+    with pytest.raises(BadShards, match=r"train\.index\.arrow: .*the file is missing; restore it, or pack again"):
+        Index(folder, "train").check_files()
 
 
 @pytest.mark.parametrize("kept", [0, 100, 1000])
 def test_an_index_that_was_cut_off_is_refused(kept, folder):
     path = folder / "train.index.arrow"
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(BadShards, match=r"train\.index\.arrow: not an Arrow file"):
-        Index(folder, "train")
-
-
-def test_an_index_of_other_shards_is_refused(folder, tmp_path):
-    other = pack(tmp_path / "other", listing_of(tmp_path / "videos", [8, 8]))
-    shutil.copy(other / "train.index.arrow", folder)
-    with pytest.raises(BadShards, match=r"an index of 1 shards, dataset\.json lists 3; they are from two packings"):
-        Index(folder, "train")
+    with pytest.raises(BadShards, match=r"train\.index\.arrow: ends \d+ bytes before"):
+        Index(folder, "train").check_files()
 
 
 def test_whole_files_pass_the_check(packed):
     Index(packed, "train").check_files()
 
 
-def test_an_index_of_as_many_shards_of_another_packing_is_found_by_the_check(folder, tmp_path):
-    other = pack(tmp_path / "other", listing_of(tmp_path / "videos", [*FRAMES[:-1], 20]))
+@pytest.mark.parametrize("frames", [[8, 8], [*FRAMES[:-1], 20]])
+def test_an_index_of_another_packing_is_found_by_the_check_and_when_read(frames, folder, tmp_path):
+    other = pack(tmp_path / "other", listing_of(tmp_path / "videos", frames))
     shutil.copy(other / "train.index.arrow", folder)
-    with pytest.raises(BadShards, match=r"train\.index\.arrow: not the index that dataset\.json describes"):
+    with pytest.raises(BadShards, match=r"train\.index\.arrow: "):
         Index(folder, "train").check_files()
+    with pytest.raises(BadShards, match=r"train\.index\.arrow: "):
+        Index(folder, "train").samples(range(len(FRAMES)))
+
+
+@pytest.mark.parametrize("shard", [0, 1, 2])
+def test_one_flipped_bit_among_a_shards_rows_is_found_when_they_are_read(shard, folder):
+    index, path = Index(folder, "train"), folder / "train.index.arrow"
+    rows = index.shards[shard]
+    content = bytearray(path.read_bytes())
+    content[rows.rows_offset + rows.rows_size // 2] ^= 1
+    path.write_bytes(content)
+    message = rf"the [\d,]+ bytes at offset [\d,]+ are not the rows of {rows.name} that dataset\.json describes \(CRC"
+    with pytest.raises(BadShards, match=message):
+        index.samples(range(len(FRAMES)))
+
+
+def test_the_index_is_an_arrow_file_that_any_reader_reads(packed):
+    table = pa.ipc.open_file(packed / "train.index.arrow").read_all()
+    assert table.schema == SCHEMA
+    index = Index(packed, "train")
+    assert table["key"].to_pylist() == [index[number].key for number in range(len(index))]
+    assert table["json_size"].to_pylist() == [index[number].json_size_bytes for number in range(len(index))]
+
+
+def test_only_the_rows_that_are_wanted_are_read_and_a_bounded_number_is_kept(packed, monkeypatch):
+    index, read = Index(packed, "train"), []
+    read_rows = index.read_rows
+    monkeypatch.setattr(index, "read_rows", lambda shard: read.append(shard) or read_rows(shard))
+    index.samples([0, 1, 2, 0])
+    assert read == [0]
+    index.most_held = 1
+    index[3]
+    assert list(index.held) == [1]
+    index.samples([0, 6])  # more than are kept, as they are wanted together
+    assert sorted(read) == [0, 0, 1, 2]
+    index.hold(2 * WINDOW)
+    index.samples(range(7))
+    assert sorted(index.held) == [0, 1, 2]
 
 
 def test_a_missing_shard_is_found_by_the_check(folder):

@@ -19,9 +19,10 @@ import pytest
 import webdataset as wds
 from videos import TINY, listing_of, numbered_planes, pack, write_video
 
-from shards.index import BadShards, Index, read_dataset
-from shards.pack import Plan, finish_packing, open_target, pack_shard, plan_packing, written
-from shards.sources import SPLITS, Listing
+from shards.entries import SPLITS, Listing
+from shards.index import Index, read_dataset
+from shards.pack import Plan, finish_packing, open_target, pack_shard, plan_packing
+from shards.store import BadShards, FolderStore, open_store
 from shards.video import Packing
 
 WebDataset: Any = wds.WebDataset  # pyright: ignore[reportAttributeAccessIssue]  # looked up when asked for
@@ -42,7 +43,7 @@ def run(plan: Plan) -> list[str]:
     """Packs what is still to be packed; the names of those shards."""
     waiting = open_target(plan)
     for shard in waiting:
-        for _ in pack_shard(plan.folder, shard, plan.classes):
+        for _ in pack_shard(plan.url, shard, plan.classes):
             pass
     finish_packing(plan)
     return [shard.name for shard in waiting]
@@ -87,12 +88,11 @@ def test_any_webdataset_reader_reads_the_shards_as_the_index_does(packed):
 
 
 def test_the_index_gives_the_place_of_the_json_too(packed):
-    rows = Index(packed, "train").rows
-    for shard in range(rows.num_record_batches):
-        data = (packed / f"train-{shard:06}.tar").read_bytes()
-        for row in rows.get_batch(shard).to_pylist():
-            about = json.loads(data[row["json_offset"] : row["json_offset"] + row["json_size"]])
-            assert about["key"] == row["key"]
+    index = Index(packed, "train")
+    for sample in index.samples(range(len(index))):
+        data = (packed / sample.shard).read_bytes()
+        about = json.loads(data[sample.json_offset : sample.json_offset + sample.json_size_bytes])
+        assert about["key"] == sample.key
 
 
 def test_every_video_is_in_one_shard_and_no_shard_holds_one_class(tmp_path):
@@ -107,7 +107,7 @@ def test_every_video_is_in_one_shard_and_no_shard_holds_one_class(tmp_path):
 
 
 def test_splits_have_shards_of_their_own(packed):
-    info = read_dataset(packed)
+    info = read_dataset(open_store(packed))
     assert {split: sum(shard.samples for shard in info.splits[split]) for split in SPLITS} == {
         "train": 5,
         "val": 0,
@@ -162,25 +162,25 @@ def test_another_seed_spreads_the_videos_otherwise(listing, packed, tmp_path):
 def test_finished_shards_are_skipped(listing, packed, tmp_path):
     plan = plan_of(tmp_path / "shards", listing)
     first, *others = open_target(plan)
-    assert len(list(pack_shard(plan.folder, first, plan.classes))) == len(first.entries)
-    written_at = (plan.folder / first.name).stat().st_mtime_ns
+    assert len(list(pack_shard(plan.url, first, plan.classes))) == len(first.entries)
+    written_at = (Path(plan.url) / first.name).stat().st_mtime_ns
 
     assert run(plan) == [shard.name for shard in others]
 
-    assert (plan.folder / first.name).stat().st_mtime_ns == written_at
-    assert contents(plan.folder) == contents(packed)
+    assert (Path(plan.url) / first.name).stat().st_mtime_ns == written_at
+    assert contents(Path(plan.url)) == contents(packed)
     assert run(plan) == []
-    assert contents(plan.folder) == contents(packed)
+    assert contents(Path(plan.url)) == contents(packed)
 
 
 def test_a_packing_that_is_given_up_within_a_shard_leaves_nothing_half_written(listing, packed, tmp_path):
     plan = plan_of(tmp_path / "shards", listing)
-    videos = pack_shard(plan.folder, open_target(plan)[0], plan.classes)
+    videos = pack_shard(plan.url, open_target(plan)[0], plan.classes)
     next(videos)
     videos.close()  # pyright: ignore[reportAttributeAccessIssue]  # a generator
-    assert set(contents(plan.folder)) == {".packing/plan"}
+    assert set(contents(Path(plan.url))) == {".packing/plan"}
     run(plan)
-    assert contents(plan.folder) == contents(packed)
+    assert contents(Path(plan.url)) == contents(packed)
 
 
 PACKER = """
@@ -190,7 +190,7 @@ with open(sys.argv[1], "rb") as file:
     plan = pickle.load(file)
 print("ready", flush=True)
 for shard in open_target(plan):
-    for video in pack_shard(plan.folder, shard, plan.classes):
+    for video in pack_shard(plan.url, shard, plan.classes):
         print(video.name, flush=True)
 finish_packing(plan)
 """
@@ -230,22 +230,22 @@ def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_bytes(listi
         process.kill()
         process.wait()
         process.stdout.close()
-        if plan.folder.exists():
-            assert_whole(plan.folder)
+        if Path(plan.url).exists():
+            assert_whole(Path(plan.url))
     last = start_packer(plan, tmp_path / "temporary")
     assert last.communicate()[0].startswith(b"ready\n")
     assert last.returncode == 0
-    assert contents(plan.folder) == contents(packed)
+    assert contents(Path(plan.url)) == contents(packed)
 
 
 def test_a_packing_that_was_killed_in_its_last_moment_is_tidied_up(packed, listing, tmp_path):
     """After dataset.json, while the records were being deleted."""
     plan = plan_of(tmp_path / "shards", listing)
     run(plan)
-    (plan.folder / ".packing").mkdir()
-    (plan.folder / ".packing" / "train-000001.tar.json").write_text("{}")
+    (Path(plan.url) / ".packing").mkdir()
+    (Path(plan.url) / ".packing" / "train-000001.tar.json").write_text("{}")
     assert run(plan) == []
-    assert contents(plan.folder) == contents(packed)
+    assert contents(Path(plan.url)) == contents(packed)
 
 
 # Another packing in the same folder
@@ -259,17 +259,17 @@ def test_a_folder_of_another_packing_is_refused(other, finished, listing, tmp_pa
     open_target(plan)
     if finished:
         run(plan)
-    before = contents(plan.folder)
+    before = contents(Path(plan.url))
     others = {
-        "crf": lambda: plan_of(plan.folder, listing, replace(TINY, crf=30)),
-        "videos": lambda: plan_of(plan.folder, replace(listing, entries=listing.entries[1:])),
-        "spread": lambda: plan_of(plan.folder, listing, videos_per_shard=1),
-        "classes": lambda: plan_of(plan.folder, replace(listing, classes=("a", "b", "c"))),
-        "size": lambda: plan_of(plan.folder, replace(listing, entries=resized(listing, tmp_path))),
+        "crf": lambda: plan_of(Path(plan.url), listing, replace(TINY, crf=30)),
+        "videos": lambda: plan_of(Path(plan.url), replace(listing, entries=listing.entries[1:])),
+        "spread": lambda: plan_of(Path(plan.url), listing, videos_per_shard=1),
+        "classes": lambda: plan_of(Path(plan.url), replace(listing, classes=("a", "b", "c"))),
+        "size": lambda: plan_of(Path(plan.url), replace(listing, entries=resized(listing, tmp_path))),
     }
     with pytest.raises(BadShards, match=r"shards: holds shards of other videos or other settings .* choose another"):
         open_target(others[other]())
-    assert contents(plan.folder) == before
+    assert contents(Path(plan.url)) == before
 
 
 def resized(listing, folder):
@@ -292,10 +292,10 @@ def test_missing_and_broken_videos_are_left_out_with_the_reason(tmp_path):
     plan = plan_of(tmp_path / "shards", listing, videos_per_shard=6)
 
     [shard] = open_target(plan)
-    progress = {video.name: video.refused for video in pack_shard(plan.folder, shard, plan.classes)}
+    progress = {video.name: video.refused for video in pack_shard(plan.url, shard, plan.classes)}
     info = finish_packing(plan)
 
-    lines = [json.loads(line) for line in (plan.folder / "rejected.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (Path(plan.url) / "rejected.jsonl").read_text().splitlines()]
     reasons = {line["path"]: line["reason"] for line in lines}
     names = [entry.name for entry in listing.entries]
     assert sorted(reasons) == sorted(names[1:5])
@@ -307,8 +307,8 @@ def test_missing_and_broken_videos_are_left_out_with_the_reason(tmp_path):
     assert missing == {names[1]: "listed, but there is no such file"}
     assert progress == dict.fromkeys([names[0], names[5]]) | reasons
     assert info.rejected == 4
-    assert len(Index(plan.folder, "train")) == 2
-    Index(plan.folder, "train").check_files()
+    assert len(Index(Path(plan.url), "train")) == 2
+    Index(Path(plan.url), "train").check_files()
 
 
 def test_missing_videos_take_no_place_in_shards(tmp_path):
@@ -319,8 +319,8 @@ def test_missing_videos_take_no_place_in_shards(tmp_path):
         entry.path.unlink()
     run(plan_of(tmp_path / "shards", listing))
     run(plan_of(tmp_path / "part", replace(listing, entries=there)))
-    assert [shard.samples for shard in read_dataset(tmp_path / "shards").splits["train"]] == [2, 2]
-    assert read_dataset(tmp_path / "shards").rejected == 4
+    assert [shard.samples for shard in read_dataset(open_store(tmp_path / "shards")).splits["train"]] == [2, 2]
+    assert read_dataset(open_store(tmp_path / "shards")).rejected == 4
     for name in ("train-000000.tar", "train-000001.tar", "train.index.arrow"):
         assert (tmp_path / "shards" / name).read_bytes() == (tmp_path / "part" / name).read_bytes()
 
@@ -330,7 +330,7 @@ def test_a_video_that_is_deleted_while_packing_is_left_out_with_the_reason(tmp_p
     plan = plan_of(tmp_path / "shards", listing)
     [shard] = open_target(plan)
     shard.entries[1].path.unlink()
-    progress = [video.refused for video in pack_shard(plan.folder, shard, plan.classes)]
+    progress = [video.refused for video in pack_shard(plan.url, shard, plan.classes)]
     assert progress == [None, "listed, but there is no such file"]
 
 
@@ -341,9 +341,9 @@ def test_a_shard_of_refused_videos_only_is_not_written(tmp_path):
         entry.path.write_text("not a video")
     plan = plan_of(tmp_path / "shards", listing)  # the sizes have changed
     run(plan)
-    index = Index(plan.folder, "train")
+    index = Index(Path(plan.url), "train")
     assert [shard.name for shard in index.shards] == ["train-000000.tar", "train-000002.tar"]
-    assert not (plan.folder / "train-000001.tar").exists()
+    assert not (Path(plan.url) / "train-000001.tar").exists()
     assert index[2].shard == "train-000002.tar"
 
 
@@ -355,8 +355,8 @@ def test_refusing_all_videos_is_an_error_that_names_the_list_of_reasons(tmp_path
     for _ in range(2):  # and again, when run again
         with pytest.raises(BadShards, match=r"none of the 2 listed videos could be stored; .*rejected\.jsonl"):
             run(plan)
-    assert len((plan.folder / "rejected.jsonl").read_text().splitlines()) == 2
-    assert not (plan.folder / "dataset.json").exists()
+    assert len((Path(plan.url) / "rejected.jsonl").read_text().splitlines()) == 2
+    assert not (Path(plan.url) / "dataset.json").exists()
 
 
 def test_a_video_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
@@ -368,7 +368,7 @@ def test_a_video_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
 
     monkeypatch.setattr("shards.pack.store_video", refuse)
     plan = plan_of(tmp_path / "shards", listing)
-    [progress, _] = pack_shard(plan.folder, open_target(plan)[0], plan.classes)
+    [progress, _] = pack_shard(plan.url, open_target(plan)[0], plan.classes)
     assert progress.refused == "cannot be read (Permission denied)"
 
 
@@ -386,17 +386,17 @@ def test_a_full_disk_stops_the_packing_with_a_clear_error_and_the_next_run_goes_
     """The temporary file leads to /dev/full, on which every write fails as on a full disk."""
     plan = plan_of(tmp_path / "shards", listing)
     first, second, *_ = open_target(plan)
-    list(pack_shard(plan.folder, first, plan.classes))
-    (plan.folder / f".{second.name}.{os.getpid()}.partial").symlink_to("/dev/full")
+    list(pack_shard(plan.url, first, plan.classes))
+    (Path(plan.url) / f".{second.name}.{os.getpid()}.partial").symlink_to("/dev/full")
 
     with pytest.raises(OSError, match="no space left on the device; make room and run the same again") as caught:
-        list(pack_shard(plan.folder, second, plan.classes))
+        list(pack_shard(plan.url, second, plan.classes))
 
     assert caught.value.errno == errno.ENOSPC
-    assert caught.value.filename == str(plan.folder / second.name)
-    assert set(contents(plan.folder)) == {".packing/plan", first.name, f".packing/{first.name}.json"}
+    assert caught.value.filename == str(Path(plan.url) / second.name)
+    assert set(contents(Path(plan.url))) == {".packing/plan", first.name, f".packing/{first.name}.json"}
     assert second.name in run(plan)
-    assert contents(plan.folder) == contents(packed)
+    assert contents(Path(plan.url)) == contents(packed)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_before_any_video_is_read(listing, tmp_path):
@@ -409,10 +409,10 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_any_video_is_read(listi
 def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path):
     path = tmp_path / "file"
     path.write_text("before")
-    with pytest.raises(ZeroDivisionError), written(path) as file:
+    with pytest.raises(ZeroDivisionError), FolderStore(tmp_path).written("file") as file:
         file.write(b"half" * (1 // 0))
     assert contents(tmp_path) == {"file": hashlib.sha256(b"before").hexdigest()}
-    with written(path) as file:
+    with FolderStore(tmp_path).written("file") as file:
         file.write(b"after")
         assert path.read_text() == "before"
     assert path.read_text() == "after"

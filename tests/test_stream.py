@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 from videos import frame_numbers, listing_of, pack
 
 from shards.clips import ClipConfig, evaluation_clips, evaluation_views, train_clip
-from shards.index import BadShards, Index
+from shards.index import Index
 from shards.order import BadBatch, Order
-from shards.stream import ClipBatch, Reading, ahead, evaluation_batches, ordered_map, train_batches
+from shards.store import BadShards
+from shards.stream import ClipBatch, Reading, evaluation_batches, train_batches
+from shards.threads import ahead, ordered_map
 from shards.video import read_frames
 
 FRAMES = [8, 9, 10, 11, 12, 3, 9, 10, 11, 8, 14]  # 11 videos: in batches of 4, two steps and three left over
@@ -65,7 +68,7 @@ def evaluate(index, *, workers=1, **options):
 
 
 def bytes_of(index, sample):
-    return (index.folder / sample.shard).read_bytes()[sample.offset :][: sample.size_bytes]
+    return (Path(index.url) / sample.shard).read_bytes()[sample.offset :][: sample.size_bytes]
 
 
 def slow_batch(index, epoch, step):
@@ -94,14 +97,15 @@ def assert_equal(batch, other):
 @given(
     workers=st.sampled_from([1, 2, 4]),
     decode_threads=st.integers(1, 4),
-    batches_ahead=st.integers(0, 3),
+    batches_ahead=st.integers(1, 3),
+    requests=st.integers(1, 5),
     epoch=st.integers(0, 3),
     step=st.integers(0, 1),
 )
 def test_global_batches_are_those_of_the_definition_whoever_reads_them(
-    index, workers, decode_threads, batches_ahead, epoch, step
+    index, workers, decode_threads, batches_ahead, requests, epoch, step
 ):
-    reading = Reading(decode_threads=decode_threads, batches_ahead=batches_ahead)
+    reading = Reading(decode_threads=decode_threads, batches_ahead=batches_ahead, requests=requests)
     found = train(index, 3, workers=workers, start=(epoch, step), reading=reading)
     wanted = [divmod(2 * epoch + step + number, 2) for number in range(3)]
     assert [place for place, _ in found] == wanted
@@ -258,7 +262,9 @@ def test_a_video_with_fewer_frames_than_the_index_says_is_named(packed, monkeypa
 
 def test_a_deleted_shard_is_named(spoilt):
     (spoilt / "train-000001.tar").unlink()
-    with pytest.raises(BadShards, match=r"train-000001\.tar: the shard is missing"):
+    with pytest.raises(
+        BadShards, match=r"sample \S+: \S+train-000001\.tar: \d+ bytes at offset \d+: the file is missing"
+    ):
         train(Index(spoilt, "train"), 4)
 
 
@@ -266,7 +272,10 @@ def test_a_shard_that_was_cut_off_is_named(spoilt):
     sample = Index(spoilt, "train")[10]
     with (spoilt / sample.shard).open("r+b") as file:
         file.truncate(sample.offset + 100)
-    with pytest.raises(BadShards, match=rf"{sample.shard}: ends {sample.size_bytes - 100} bytes before the sample at"):
+    with pytest.raises(
+        BadShards,
+        match=rf"sample {sample.key}: \S+{sample.shard}: ends {sample.size_bytes - 100} bytes before the sample at",
+    ):
         evaluate(Index(spoilt, "train"), global_batch=4)
 
 

@@ -18,7 +18,7 @@ from grurcn.trunk import BadWeights
 from jobs import make_shards
 from jobs.recipes import RECIPES, over_mobilenet
 from jobs.table1 import Cell, Changes, Table1, cells_of, main, markdown, recipe_of, run_name, summary
-from shards.index import BadShards
+from shards.store import BadShards
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def tiny(shards: Path, storage: Path, weights: Path, **options) -> Table1:
         "changes": changes,
         "weights": str(weights),
     } | options
-    return Table1(shards=(shards,), storage=storage, **values)
+    return Table1(shards=(str(shards),), storage=storage, **values)
 
 
 def mlflow_runs(storage: Path) -> list[Any]:
@@ -114,7 +114,7 @@ def test_without_fine_tuning_all_rows_read_the_same_trunk(shards, weights, tmp_p
     job = tiny(shards, tmp_path, weights, finetune=False, rows=("rnn", "gru-rcn"))
     cells = list(cells_of(job, ("rgb",)))
     assert [cell.row for cell in cells] == ["rnn", "gru-rcn"]
-    frames = Cell(row="frames", stream="rgb", shards=shards, seed=0)
+    frames = Cell(row="frames", stream="rgb", shards=str(shards), seed=0)
     for cell in [*cells, frames]:
         recipe = recipe_of(job, cell)
         assert recipe.model.weights == str(weights)
@@ -140,7 +140,7 @@ def test_changes_leave_what_they_do_not_name_as_the_recipe_has_it(tmp_path):
 
 
 def test_every_split_and_seed_has_a_run_of_its_own(tmp_path, weights):
-    job = Table1(shards=(tmp_path / "one", tmp_path / "two"), seeds=(0, 1), rows=("gru-rcn",), finetune=False)
+    job = Table1(shards=(str(tmp_path / "one"), str(tmp_path / "two")), seeds=(0, 1), rows=("gru-rcn",), finetune=False)
     names = [run_name(job, cell) for cell in cells_of(job, ("rgb", "flow"))]
     assert len(set(names)) == 8
     assert "gru-rcn-flow-two-seed1" in names
@@ -177,4 +177,4 @@ def test_a_table_of_nothing_is_refused(nothing):
 
 def test_two_splits_of_one_name_are_refused():
     with pytest.raises(ValueError, match="shards one, one: wanted folders of different names"):
-        Table1(shards=(Path("a/one"), Path("b/one")))
+        Table1(shards=("a/one", "b/one"))

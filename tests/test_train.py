@@ -23,8 +23,8 @@ from jobs import train
 from jobs.recipes import Recipe
 from jobs.training import Diverged
 from shards.clips import ClipConfig
-from shards.index import BadShards
 from shards.order import BadBatch
+from shards.store import BadShards
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ["--clips.size", "20", "--num-steps", "12", "--val-every", "4", "--global-batch", "8", "--log-every", "1"]
@@ -39,7 +39,7 @@ TINY = Recipe(
 
 
 def job(shards: Path, storage: Path, name: str, recipe: Recipe = TINY, **options) -> train.Train:
-    return train.Train(shards=shards, recipe=recipe, storage=storage, name=name, log_every=1, **options)
+    return train.Train(shards=str(shards), recipe=recipe, storage=storage, name=name, log_every=1, **options)
 
 
 def run_train(shards: Path, storage: Path, name: str, **options) -> dict:

@@ -10,8 +10,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from shards.entries import Entry, Listing
 from shards.pack import finish_packing, open_target, pack_shard, plan_packing
-from shards.sources import Entry, Listing
 from shards.video import Packing
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -90,7 +90,7 @@ def pack(folder: Path, listing: Listing, packing: Packing = TINY, videos_per_sha
     """Packs a listing in this process and gives back the folder."""
     plan = plan_packing(folder, listing, packing, videos_per_shard, seed=0, source={"kind": "tests"})
     for shard in open_target(plan):
-        for _ in pack_shard(folder, shard, plan.classes):
+        for _ in pack_shard(plan.url, shard, plan.classes):
             pass
     finish_packing(plan)
     return folder

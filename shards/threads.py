@@ -1,0 +1,69 @@
+"""Work done by threads, its order kept: a map that runs side by side, and a reader that runs ahead.
+
+Both end their threads when their reader stops, by an error or by closing them.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def ordered_map(function: Callable[[Any], T], items: Iterable[Any], num_threads: int, in_flight: int) -> Iterator[T]:
+    """function(item) for every item, computed by threads, at most `in_flight` at a time, handed on in order."""
+    futures: deque[Future[T]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix=getattr(function, "__name__", "stage")) as pool:
+        try:
+            for item in items:
+                futures.append(pool.submit(function, item))
+                if len(futures) >= in_flight:
+                    yield futures.popleft().result()
+            while futures:
+                yield futures.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items, taken by a thread of its own up to `depth` ahead; the thread ends when the reader stops."""
+    handed: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=max(1, depth))
+    stopped = threading.Event()
+
+    def put(good: bool, item: Any) -> None:
+        while not stopped.is_set():
+            try:
+                handed.put((good, item), timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def take() -> None:
+        with closing(iter(items)) as taken:  # pyright: ignore[reportArgumentType]  # stages are generators
+            try:
+                for item in taken:
+                    if stopped.is_set():
+                        return
+                    put(True, item)
+                put(False, None)
+            except BaseException as error:
+                put(False, error)
+
+    thread = threading.Thread(target=take, name="clip-batches-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            good, item = handed.get()
+            if good:
+                yield item
+            elif item is None:
+                return
+            else:
+                raise item
+    finally:
+        stopped.set()
+        thread.join()
