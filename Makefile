@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test test-long lint clean
 
 help:
 	@echo "make demo         set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (about 3 minutes)"
 	@echo "make test         set up, then the whole test suite"
+	@echo "make test-long    set up, then the tests that kill and start again for minutes"
 	@echo "make lint         formatting, lint and types"
 	@echo "make venv         only set up .venv"
 
@@ -25,6 +26,9 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+test-long: venv
+	$(BIN)/python -m pytest -m long
 
 lint: venv
 	$(BIN)/ruff format --check .

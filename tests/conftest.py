@@ -47,7 +47,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def packing_job(
-    videos: Path, out: Path, workers: int = 0, flow: FlowMethod = "none", **options
+    videos: Path, out: str | Path, workers: int = 0, flow: FlowMethod = "none", **options
 ) -> make_shards.MakeShards:
     return make_shards.MakeShards(
         source=Folder(videos=videos, val_share=0.17, test_share=0.17),

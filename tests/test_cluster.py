@@ -12,34 +12,38 @@ import pytest
 import ray
 from conftest import packing_job
 from mlflow import MlflowClient
+from servers import s3_server
 from test_train import ROOT, losses, run_train
 
 from cluster.connect import NoCluster, start_ray
 from cluster.launch import Workers
 from cluster.runs import RunFolder
 from jobs import evaluate, make_shards
-from shards.store import BadShards
+from shards.store import BadShards, open_store
 
 pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    start_ray()
-    yield
-    ray.shutdown()
+def s3() -> Iterator[str]:
+    """An S3 server, a Ray cluster whose workers find it in their environment, and the place for shards in it."""
+    with s3_server() as url:
+        start_ray()
+        yield f"{url}/shards"
+        ray.shutdown()
 
 
-def test_ray_tasks_pack_the_same_bytes_as_this_process(videos, shards, tmp_path):
-    assert make_shards.main(packing_job(videos, tmp_path / "out", workers=2)) == 0
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == {
+def test_ray_tasks_pack_the_same_bytes_into_a_store_as_this_process_into_a_folder(s3, videos, shards):
+    assert make_shards.main(packing_job(videos, s3, workers=2)) == 0
+    store = open_store(s3)
+    assert {name: store.read_file(name) for name in store.names()} == {
         path.name: path.read_bytes() for path in shards.iterdir()
     }
 
 
-def test_two_workers_train_to_the_losses_of_one_and_evaluate_each_video_once(shards, storage):
+def test_two_workers_train_from_a_store_to_the_losses_of_one_and_evaluate_each_video_once(s3, shards, storage):
     alone = losses(run_train(shards, storage, "one-worker"))
-    result = run_train(shards, storage, "two-workers", on=Workers(workers=2), zero=2)
+    result = run_train(s3, storage, "two-workers", on=Workers(workers=2), zero=2)
     assert losses(result) == pytest.approx(alone, rel=1e-5)
 
     runs = MlflowClient(result["tracking_uri"]).search_runs(["1"], "attributes.run_name = 'two-workers'")
@@ -49,7 +53,7 @@ def test_two_workers_train_to_the_losses_of_one_and_evaluate_each_video_once(sha
     for workers in (0, 2):
         json_file = storage / f"evaluation-{workers}.json"
         assert evaluate.main(evaluate.Evaluate(
-            run=storage / "two-workers", shards=str(shards), clips=3, views=5, on=Workers(workers=workers), json=json_file,
+            run=storage / "two-workers", shards=s3, clips=3, views=5, on=Workers(workers=workers), json=json_file,
         )) == 0  # fmt: skip
         scores[workers] = pq.read_table(json.loads(json_file.read_text())["scores"]).to_pydict()
     assert scores[0]["key"] == scores[2]["key"]

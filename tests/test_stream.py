@@ -1,27 +1,30 @@
 """Order -> bytes -> clip batches: the same pixels whoever reads them, errors with their place, and no thread left behind."""
 
 import shutil
+import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from videos import frame_numbers, listing_of, pack
+from videos import TINY, frame_numbers, listing_of, pack
 
 from shards.clips import ClipConfig, evaluation_clips, evaluation_views, train_clip
+from shards.entries import Listing
 from shards.index import Index
 from shards.order import BadBatch, Order
 from shards.store import BadShards
 from shards.stream import ClipBatch, Reading, evaluation_batches, train_batches
 from shards.threads import ahead, ordered_map
-from shards.video import read_frames
+from shards.video import read_frames, store_video
 
 FRAMES = [8, 9, 10, 11, 12, 3, 9, 10, 11, 8, 14]  # 11 videos: in batches of 4, two steps and three left over
 CLIPS = ClipConfig(num_frames=4, stride=2, size=16, crop_scales=(1.0, 0.75))
@@ -71,13 +74,13 @@ def bytes_of(index, sample):
     return (Path(index.url) / sample.shard).read_bytes()[sample.offset :][: sample.size_bytes]
 
 
-def slow_batch(index, epoch, step):
+def slow_batch(index, epoch, step, order=None):
     """A global batch by the definition, one sample after the other."""
-    packing = index.info.packing
+    packing, order = index.info.packing, order or order_of(index)
     batch = []
-    for number in order_of(index).samples(epoch, step, range(GLOBAL_BATCH)):
+    for number in order.samples(epoch, step, range(order.global_batch)):
         sample = index[int(number)]
-        clip = train_clip(sample.num_frames, packing.height, packing.width, CLIPS, SEED, epoch, sample.number)
+        clip = train_clip(sample.num_frames, packing.height, packing.width, CLIPS, order.seed, epoch, sample.number)
         planes = read_frames(bytes_of(index, sample), clip.frames.tolist(), packing)
         batch.append((planes, 0.0, clip.box, clip.mirror, sample.label, 1.0, clip.draw, sample.number))
     names = ("frames", "flow_bound", "box", "mirror", "label", "weight", "draw", "sample")
@@ -111,6 +114,82 @@ def test_global_batches_are_those_of_the_definition_whoever_reads_them(
     assert [place for place, _ in found] == wanted
     for place, batch in found:
         assert_equal(batch, slow_batch(index, *place))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """Thirteen stored videos, to be packed as they are: a packing of any of them takes milliseconds."""
+    folder = tmp_path_factory.mktemp("stored")
+    entries = listing_of(folder / "videos", [4 + number % 5 for number in range(13)]).entries
+    listed = []
+    for entry in entries:
+        path = folder / f"{entry.key}.mp4"
+        path.write_bytes(store_video(entry.path, TINY).data)
+        listed.append(replace(entry, path=path, name=path.name))
+    return listed
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_data_set_gives_the_same_pixels_to_any_workers_and_after_any_interruption(stored, tmp_path, data):
+    """Random numbers of samples, shards, lanes, workers, threads, epochs and seeds, beside the definition."""
+    entries = stored[: data.draw(st.integers(1, 13), "samples")]
+    workers = data.draw(st.sampled_from([1, 2, 3]), "workers")
+    global_batch = workers * data.draw(st.integers(1, max(1, len(entries) // workers)), "lanes of a worker")
+    assume(global_batch <= len(entries))
+    seed, epoch = data.draw(st.integers(0, 2**32), "seed"), data.draw(st.integers(0, 5), "epoch")
+    reading = Reading(
+        decode_threads=data.draw(st.integers(1, 3), "decode threads"),
+        batches_ahead=data.draw(st.integers(1, 3), "batches ahead"),
+        requests=data.draw(st.integers(1, 5), "requests"),
+    )
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    listing = Listing(classes=("a", "b"), entries=tuple(entries))
+    copied = replace(TINY, copy=True)
+    index = Index(pack(folder, listing, copied, data.draw(st.integers(1, 5), "videos a shard")), "train")
+    order = order_of(index, global_batch, seed)
+    steps = order.steps_per_epoch
+    start = epoch * steps + data.draw(st.integers(0, steps - 1), "step")
+    read = data.draw(st.integers(1, 2 * steps + 1), "steps")
+    broken_off = data.draw(st.integers(0, read), "interrupted after")
+
+    def batches_from(place, number):
+        parts = []
+        for rank in range(workers):
+            options = {"rank": rank, "world_size": workers, "start": divmod(place, steps), "reading": reading}
+            with closing(train_batches(index, CLIPS, order, **options)) as batches:
+                parts.append(list(islice(batches, number)))
+        return [joined(step) for step in zip(*parts, strict=True)]
+
+    found = batches_from(start, broken_off) + batches_from(start + broken_off, read - broken_off)
+
+    assert [place for place, _ in found] == [divmod(start + number, steps) for number in range(read)]
+    shown = defaultdict(list)
+    for place, batch in found:
+        assert_equal(batch, slow_batch(index, *place, order=order))
+        shown[place[0]] += batch["sample"].tolist()
+    for samples in shown.values():  # each at most once an epoch; of whole epochs all but the remainder
+        assert len(set(samples)) == len(samples) <= steps * global_batch
+    for of, samples in shown.items():
+        if start <= of * steps and (of + 1) * steps <= start + read:
+            assert len(samples) == steps * global_batch > len(entries) - global_batch
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_an_evaluation_of_any_data_set_by_any_workers_shows_each_video_once(stored, tmp_path, data):
+    entries = stored[: data.draw(st.integers(1, 13), "samples")]
+    workers = data.draw(st.sampled_from([1, 2, 3, 5]), "workers")
+    global_batch = workers * data.draw(st.integers(1, 4), "lanes of a worker")
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    listing = Listing(classes=("a", "b"), entries=tuple(entries))
+    index = Index(pack(folder, listing, replace(TINY, copy=True), data.draw(st.integers(1, 5), "a shard")), "train")
+    ranks = evaluate(index, global_batch=global_batch, workers=workers)
+    assert len({len(batches) for batches in ranks}) == 1
+    counts = Counter(
+        int(number) for batches in ranks for batch in batches for number in batch.sample[batch.weight == 1]
+    )
+    assert counts == dict.fromkeys(range(len(entries)), 1)
 
 
 def test_a_resumed_reading_goes_on_as_if_it_had_not_stopped(index):

@@ -38,11 +38,11 @@ TINY = Recipe(
 )
 
 
-def job(shards: Path, storage: Path, name: str, recipe: Recipe = TINY, **options) -> train.Train:
+def job(shards: str | Path, storage: Path, name: str, recipe: Recipe = TINY, **options) -> train.Train:
     return train.Train(shards=str(shards), recipe=recipe, storage=storage, name=name, log_every=1, **options)
 
 
-def run_train(shards: Path, storage: Path, name: str, **options) -> dict:
+def run_train(shards: str | Path, storage: Path, name: str, **options) -> dict:
     json_file = storage / f"{name}.json"
     assert train.main("tiny", job(shards, storage, name, json=json_file, **options)) == 0
     return json.loads(json_file.read_text())
