@@ -214,28 +214,36 @@ def assert_whole(folder: Path) -> None:
             if path.suffix == ".tar":
                 with tarfile.open(path) as tar:
                     names = tar.getnames()
-                assert len(names) == 4 or path.name == "train-000002.tar"
+                assert len(names) == 4 or path.name == "train-000004.tar"
                 assert path.read_bytes().endswith(bytes(1024))
             elif path.suffix == ".json":
                 json.loads(path.read_text())
 
 
-def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_bytes(listing, packed, tmp_path):
+@pytest.mark.parametrize(
+    ("kills", "videos"), [(4, len(FRAMES)), pytest.param(20, 60, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
+)
+def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_bytes(kills, videos, tmp_path):
+    listing = listing_of(tmp_path / "videos", [8 + number % 4 for number in range(videos)])
+    packed = pack(tmp_path / "undisturbed", listing, videos_per_shard=2)
     plan = plan_of(tmp_path / "shards", listing)
-    for _ in range(6):
+    unfinished = 0
+    for _ in range(kills):
         process = start_packer(plan, tmp_path / "temporary")
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        time.sleep(random.uniform(0, 0.12))
+        time.sleep(random.uniform(0, 0.12 if kills < 20 else 0.4))
         process.kill()
         process.wait()
         process.stdout.close()
+        unfinished += not (Path(plan.url) / "dataset.json").exists()
         if Path(plan.url).exists():
             assert_whole(Path(plan.url))
     last = start_packer(plan, tmp_path / "temporary")
     assert last.communicate()[0].startswith(b"ready\n")
     assert last.returncode == 0
     assert contents(Path(plan.url)) == contents(packed)
+    assert unfinished > kills // 4  # that it was still packing
 
 
 def test_a_packing_that_was_killed_in_its_last_moment_is_tidied_up(packed, listing, tmp_path):
@@ -397,6 +405,26 @@ def test_a_full_disk_stops_the_packing_with_a_clear_error_and_the_next_run_goes_
     assert set(contents(Path(plan.url))) == {".packing/plan", first.name, f".packing/{first.name}.json"}
     assert second.name in run(plan)
     assert contents(Path(plan.url)) == contents(packed)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk wants root")
+def test_a_disk_that_is_really_full_is_said_and_the_packing_goes_on_after_room_was_made(listing, packed, tmp_path):
+    (disk := tmp_path / "disk").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=40k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let us mount a small disk")
+    try:
+        plan = plan_of(disk / "shards", listing)
+        with pytest.raises(OSError, match="no space left on the device; make room and run the same again"):
+            run(plan)
+        finished = {name: digest for name, digest in contents(Path(plan.url)).items() if name.endswith(".tar")}
+        assert finished.items() < contents(packed).items()
+        assert not [name for name in contents(Path(plan.url)) if "partial" in name]
+        subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
+        run(plan)
+        assert contents(Path(plan.url)) == contents(packed)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error_before_any_video_is_read(listing, tmp_path):
