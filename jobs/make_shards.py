@@ -14,22 +14,18 @@ the same command is run again.
 """
 
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-import ray
-from ray.exceptions import RayTaskError
-
-from cluster.connect import start_ray
 from cluster.progress import Bar, duration
 from jobs.command import Flat, command_line, finish, run_command
+from jobs.tasks import run_tasks
 from shards.index import REJECTED, DatasetInfo
-from shards.pack import Plan, Progress, ShardPlan, finish_packing, open_target, pack_shard, plan_packing
+from shards.pack import finish_packing, open_target, pack_shard, plan_packing
 from shards.sources import Source
 from shards.store import absolute_url
-from shards.video import Packing
+from shards.video import Limits, Packing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +37,7 @@ class MakeShards:
     out: str
     """Folder, or URL in an object store (s3://, gs://), that the shards go to."""
     packing: Annotated[Packing, Flat] = field(default_factory=Packing)
+    limits: Annotated[Limits, Flat] = field(default_factory=Limits)
     videos_per_shard: int = 100
     """Videos in a shard. Many small shards mix better, few large ones are kinder to object stores."""
     seed: int = 0
@@ -66,40 +63,14 @@ def main(job: MakeShards) -> int:
         )
     if waiting:
         with Bar("packing", "videos", num_videos, done=num_videos - num_waiting) as bar:
-            for video in pack(plan, waiting, job.workers):
+            tasks = [(plan.url, shard, plan.classes, job.limits) for shard in waiting]
+            for video in run_tasks(pack_shard, tasks, job.workers):
                 if video.refused:
                     bar.say(f"left out {video.name}: {video.refused}")
                 bar.advance()
     info = finish_packing(plan)
     report(job, info, time.monotonic() - started)
     return 1 if job.strict and info.rejected else 0
-
-
-def pack(plan: Plan, waiting: list[ShardPlan], workers: int | None) -> Iterator[Progress]:
-    """Packs shards, in this process or one Ray task each, and gives back each video as it is done."""
-    if workers == 0:
-        for shard in waiting:
-            yield from pack_shard(plan.url, shard, plan.classes)
-        return
-    start_ray()
-    # Retried on another machine if a node is lost; an error of the disk or the folder is the user's to mend.
-    task = ray.remote(num_cpus=1, max_retries=3)(pack_shard)
-    limit = workers or int(ray.cluster_resources().get("CPU", 1))
-    queue, running = list(reversed(waiting)), set[Any]()
-    try:
-        while queue or running:
-            while queue and len(running) < limit:
-                running.add(task.remote(plan.url, queue.pop(), plan.classes))
-            ready: Any = ray.wait(list(running), num_returns=1, fetch_local=False)[0][0]
-            try:
-                yield cast(Progress, ray.get(next(ready)))
-            except StopIteration:
-                running.discard(ready)
-            except RayTaskError as error:
-                raise error.cause from None
-    finally:
-        for stream in running:
-            ray.cancel(stream)
 
 
 def describe(source: Source) -> dict[str, Any]:

@@ -22,9 +22,11 @@ from typing import Any
 from shards.entries import SPLITS, Entry, Listing
 from shards.flow import flow_between
 from shards.index import DESCRIPTION, PLAN, REJECTED, DatasetInfo, Shard, has, read_dataset, written_index
+from shards.isolated import VideoPacker
 from shards.store import BadShards, NoFile, Store, absolute_url, open_store
-from shards.video import BadVideo, Packing, store_video
+from shards.video import BadVideo, Limits, Packing
 
+DEFAULT_LIMITS = Limits()
 NO_FILE = "listed, but there is no such file"
 RECORDS = ".packing"  # folder of the plan and the records of finished shards, while a packing is under way
 
@@ -136,20 +138,23 @@ def other_packing(url: str) -> BadShards:
     )
 
 
-def pack_shard(url: str, shard: ShardPlan, classes: Sequence[str]) -> Iterator[Progress]:
+def pack_shard(
+    url: str, shard: ShardPlan, classes: Sequence[str], limits: Limits = DEFAULT_LIMITS
+) -> Iterator[Progress]:
     """Writes one shard and its record, yielding after each video.
 
-    A video that is missing or does not decode to its last frame is left out, named with its reason in the record.
+    A video that is missing, goes beyond the limits or does not decode to its last frame is left out, named with its reason in
+    the record.
     Raises OSError if the disk is full or a folder cannot be written; nothing half-written stays under a final name.
     """
     store = open_store(url)
     samples: list[dict[str, Any]] = []
     rejected: list[dict[str, str]] = []
-    with store.written(shard.name) as file:
+    with VideoPacker(limits) as packer, store.written(shard.name) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
             for entry in shard.entries:
                 try:
-                    samples.append(add_sample(tar, entry, shard.packing, classes))
+                    samples.append(add_sample(tar, entry, packer, shard.packing, classes))
                     yield Progress(name=entry.name)
                 except BadVideo as error:
                     rejected.append(refusal(entry, str(error)))
@@ -164,12 +169,14 @@ def pack_shard(url: str, shard: ShardPlan, classes: Sequence[str]) -> Iterator[P
         file.write(json.dumps(record).encode())
 
 
-def add_sample(tar: tarfile.TarFile, entry: Entry, packing: Packing, classes: Sequence[str]) -> dict[str, Any]:
+def add_sample(
+    tar: tarfile.TarFile, entry: Entry, packer: VideoPacker, packing: Packing, classes: Sequence[str]
+) -> dict[str, Any]:
     """Appends KEY.mp4, KEY.flow.mp4 if wanted, and KEY.json, and gives back the sample's row of the index."""
     if not entry.path.is_file():
         raise BadVideo(NO_FILE)
     try:
-        video = store_video(entry.path, packing)
+        video = packer.store(entry.path, packing, entry.start_seconds, entry.end_seconds)
     except PermissionError as error:
         raise BadVideo(f"cannot be read ({error.strerror})") from None
     label = classes.index(entry.label) if classes else -1

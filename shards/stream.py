@@ -133,19 +133,20 @@ def clip_batches(
     stages: Sequence[Stage],
 ) -> Generator[tuple[tuple[int, int], ClipBatch], None, None]:
     """The pipeline: the samples of a source -> ((epoch, step), ClipBatch)."""
-    index.hold(2 * WINDOW * batch_size)  # each lane reads in one window, or in two while it goes from one to the next
-    read_ahead = max(reading.requests, batch_size)
-    decode_ahead = max(reading.decode_threads, batch_size)
+    index.hold(shards_held(batch_size))
     yield from DataPipeline(
         source,
-        partial(
-            ordered_map, partial(read_video, index.shard_store), num_threads=reading.requests, in_flight=read_ahead
-        ),
-        partial(ordered_map, partial(decode_clip, index), num_threads=reading.decode_threads, in_flight=decode_ahead),
+        partial(read_videos, index=index, reading=reading, batch_size=batch_size),
+        partial(decode_clips, index=index, reading=reading, batch_size=batch_size),
         *stages,
         partial(batched, batch_size=batch_size),
         partial(ahead, depth=reading.batches_ahead),
     )
+
+
+def shards_held(lanes: int) -> int:
+    """Shards whose rows are wanted again and again: each lane reads in one window, or in two while it goes to the next."""
+    return 2 * WINDOW * lanes
 
 
 def train_source(
@@ -195,6 +196,22 @@ def part_of(sample: Sample, stream: Stream) -> Sample | Flow:
         return sample
     assert sample.flow is not None  # Index.check_stream
     return sample.flow
+
+
+def read_videos(
+    items: Iterator[dict[str, Any]], index: Index, reading: Reading, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """The same items, in order, each with its bytes: `requests` of them are read at the same time."""
+    in_flight = max(reading.requests, batch_size)
+    return ordered_map(partial(read_video, index.shard_store), items, reading.requests, in_flight)
+
+
+def decode_clips(
+    items: Iterator[dict[str, Any]], index: Index, reading: Reading, batch_size: int
+) -> Iterator[dict[str, Any]]:
+    """The same items, in order, each with its clip's planes: `decode_threads` of them are decoded at the same time."""
+    in_flight = max(reading.decode_threads, batch_size)
+    return ordered_map(partial(decode_clip, index), items, reading.decode_threads, in_flight)
 
 
 def read_video(store: Store, item: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,12 @@ and V at half size (BT.601, limited range).
 """
 
 import io
+import math
+import signal
+import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,12 +33,15 @@ from shards.flow import FLOW_METHODS, FlowMethod, flow_planes
 
 av.logging.set_level(av.logging.PANIC)  # what a file's decoder has to say reaches the user in BadVideo
 
-# A video is one file: playlists, image lists and concat scripts could name others, or open connections.
+# A video is one file: playlists, image lists, concat scripts and the references of a mov could name others, or open
+# connections.
 OPEN_OPTIONS = {
     "protocol_whitelist": "file",
+    "enable_drefs": "0",
     "format_whitelist": "avi,mov,matroska,webm,mpeg,mpegts,mpegvideo,flv,asf,ogg,m4v,h264,hevc,ivf,dv,3gp,mp4,wav,mp3,flac",
 }
 DEFAULT_FPS = Fraction(25)
+MAX_PIXELS = 8192 * 4320  # of a frame: the largest format that films come in
 
 
 class BadVideo(ValueError):
@@ -81,6 +87,30 @@ class Packing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one video may take while it is packed; one that wants more is left out. The stored bytes do not depend on it."""
+
+    time_limit: float | None = None
+    """Seconds that one video may take. Default: 600, and 7,200 with flow tvl1."""
+    memory_limit: float = 4.0
+    """GiB of memory (address space) that decoding one video may take, and its encoder as much again."""
+    max_pixels: int = MAX_PIXELS
+    """Pixels that a frame may have, width x height."""
+
+    def __post_init__(self) -> None:
+        if self.time_limit is not None and not 0 < self.time_limit <= 1e6:
+            raise ValueError(f"time_limit {self.time_limit:g}: wanted above 0 and at most 1,000,000 seconds")
+        if not 0.5 <= self.memory_limit <= 1e6:
+            raise ValueError(f"memory_limit {self.memory_limit:g}: wanted 0.5 to 1,000,000 GiB")
+        if not 1 <= self.max_pixels < 2**31:
+            raise ValueError(f"max_pixels {self.max_pixels}: wanted 1 to {2**31 - 1:,} (ffmpeg's own limit)")
+
+    def seconds(self, packing: Packing) -> float:
+        """The time limit of a video that is packed so."""
+        return self.time_limit or (7200.0 if packing.flow == "tvl1" else 600.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stored:
     """A video as it goes into a shard."""
 
@@ -91,40 +121,99 @@ class Stored:
     flow: bytes | None  # a video of as many fields
 
 
-def store_video(path: Path, packing: Packing) -> Stored:
+def store_video(
+    path: Path,
+    packing: Packing,
+    start_seconds: float | None = None,
+    end_seconds: float | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Stored:
     """Decodes a video file to its last frame, once, and gives back the bytes to store.
 
-    Raises BadVideo if any of it does not decode, OSError if the file cannot be read.
+    With a start or an end, the segment between them is stored as a video of its own: the frames from round(start * fps) on,
+    and before round(end * fps), at the rate that the container states. What comes before is decoded as well, as frames
+    are counted; what comes after is not looked at.
+
+    Raises BadVideo if any of it does not decode, if a frame has more than max_pixels, and if a tenth of the segment (and
+    0.2 s) is missing; OSError if the file cannot be read; MemoryError; ValueError for a segment that cannot be.
     """
-    fps = frame_rate(path)
+    check_segment(packing, start_seconds, end_seconds)
+    fps = frame_rate(path, max_pixels)
+    first, stop = segment_frames(start_seconds, end_seconds, fps)
     with tempfile.TemporaryDirectory(prefix="grurcn-pack-") as folder:
         video, flow = Path(folder) / "video.mp4", Path(folder) / "flow.mp4"
         with ExitStack() as encoders:  # each frame goes through all of them before the next one is decoded
-            pictures = decode_upright(path, packing)
+            pictures = decode_upright(path, packing, first, stop, max_pixels)
             if not packing.copy:
                 pictures = encoders.enter_context(video_encoder(video, packing, fps)).passing(pictures)
             if packing.flow != "none":
                 fields = flow_planes(pictures, packing.flow, packing.flow_bound)
                 pictures = encoders.enter_context(flow_encoder(flow, packing, fps)).passing(fields)
             num_frames = sum(1 for _ in pictures)
+            check_found(num_frames, first, stop, fps)
         return Stored(
             data=(path if packing.copy else video).read_bytes(),
-            suffix=path.suffix[1:].lower() if packing.copy else "mp4",
+            suffix=stored_suffix(path, packing),
             num_frames=num_frames,
             fps=float(fps),
             flow=flow.read_bytes() if packing.flow != "none" else None,
         )
 
 
-def decode_upright(path: Path, packing: Packing) -> Iterator[np.ndarray]:
-    """Every frame of a video file as planes (H * 3 // 2, W) of the packing's size, turned as its display matrix says.
+def stored_suffix(path: Path, packing: Packing) -> str:
+    return path.suffix[1:].lower() if packing.copy else "mp4"
 
-    Raises BadVideo at the first frame or packet that is broken, if the file ends long before its header says, and if
-    there is no frame at all.
+
+def check_segment(packing: Packing, start_seconds: float | None, end_seconds: float | None) -> None:
+    """Raises ValueError for a segment that no video could have."""
+    start, end = start_seconds or 0.0, math.inf if end_seconds is None else end_seconds
+    if not 0 <= start < end:
+        raise ValueError(f"a segment from {start:g} to {end:g} s: wanted 0 <= start < end")
+    if packing.copy and (start_seconds, end_seconds) != (None, None):
+        raise ValueError(
+            f"a segment from {start:g} to {end:g} s: copy keeps whole files; pack without it, or cut the videos before"
+        )
+
+
+def segment_frames(start_seconds: float | None, end_seconds: float | None, fps: Fraction) -> tuple[int, int | None]:
+    """A segment's first frame and the one after its last, None for the video's end. Raises BadVideo if none is between."""
+    first = round((start_seconds or 0) * fps)
+    stop = None if end_seconds is None else round(end_seconds * fps)
+    if stop is not None and stop <= first:
+        raise BadVideo(f"{segment_name(first, stop, fps)} holds no frame at {float(fps):g} frames a second")
+    return first, stop
+
+
+def check_found(found: int, first: int, stop: int | None, fps: Fraction) -> None:
+    """Raises BadVideo for a segment of which too few frames were found. A tenth may be missing, and 0.2 s: lists of
+    segments are as inexact as headers are."""
+    if first and not found:
+        raise BadVideo(f"{segment_name(first, stop, fps)} begins after the video's end")
+    if stop is not None and found < Fraction(9, 10) * (stop - first) - fps / 5:
+        raise BadVideo(
+            f"{segment_name(first, stop, fps)} has {stop - first} frames, but the video ends after {found} of them"
+        )
+
+
+def segment_name(first: int, stop: int | None, fps: Fraction) -> str:
+    end = "on" if stop is None else f"to {float(stop / fps):.2f} s"
+    return f"the segment from {float(first / fps):.2f} s {end}"
+
+
+def decode_upright(
+    path: Path, packing: Packing, first: int = 0, stop: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[np.ndarray]:
+    """The frames [first, stop) of a video file as planes (H * 3 // 2, W) of the packing's size, turned as its display
+    matrix says. Without a stop the video is decoded to its last frame.
+
+        first = 2, stop = 5        ..fff|         the frames behind the stop are not decoded
+
+    Raises BadVideo at the first frame or packet that is broken, if the file ends long before its header says or before the
+    stop, and if there is no frame at all.
     """
     count, end = 0, 0.0
     with open_video(path) as container:
-        stream = video_stream(container)
+        stream = video_stream(container, max_pixels)
         promised = stream.frames
         try:
             for packet in container.demux():  # sound as well: it may go on after the last frame
@@ -138,11 +227,17 @@ def decode_upright(path: Path, packing: Packing) -> Iterator[np.ndarray]:
                     assert isinstance(frame, VideoFrame)
                     if frame.is_corrupt:
                         raise BadVideo(broken(count, promised, "decoded with errors"))
-                    yield to_planes(frame, packing.width, packing.height)
+                    if count >= first:
+                        yield to_planes(frame, packing.width, packing.height)
                     count += 1
+                    if count == stop:
+                        return
+        except MemoryError:
+            raise
         except (FFmpegError, EOFError) as error:
             raise BadVideo(broken(count, promised, reason_of(error))) from None
-        check_end(container, stream, end)
+        if stop is None:
+            check_end(container, stream, end)
     if count == 0:
         raise BadVideo("the video stream has no frames")
 
@@ -163,29 +258,46 @@ def check_end(container: InputContainer, stream: VideoStream, end_seconds: float
 
 
 def open_video(path: Path) -> InputContainer:
-    if not path.stat().st_size:
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):  # a named pipe would keep its reader waiting for ever
+        raise BadVideo("not a regular file (a folder, a named pipe or a device)")
+    if not about.st_size:
         raise BadVideo("the file is empty")
     try:
-        return av.open(str(path), metadata_errors="ignore", options=OPEN_OPTIONS)
+        return av.open(str(path.absolute()), metadata_errors="ignore", options=OPEN_OPTIONS)
     except FFmpegError as error:
         raise BadVideo(f"not a video that ffmpeg reads ({reason_of(error)})") from None
 
 
-def video_stream(container: InputContainer) -> VideoStream:
-    """The stream that a player would show. Decoded by one thread: videos, not frames, are what runs side by side."""
+def video_stream(container: InputContainer, max_pixels: int | None = None) -> VideoStream:
+    """The stream that a player would show. Decoded by one thread: videos, not frames, are what runs side by side.
+
+    Raises BadVideo if there is none, or one whose header promises frames of more than max_pixels; larger frames than
+    promised do not decode then.
+    """
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:  # a song's cover
         covers = Disposition.attached_pic
         kinds = ["cover picture" if other.disposition & covers else other.type for other in container.streams]
         raise BadVideo(f"no video stream (streams found: {', '.join(kinds) or 'none'})")
-    stream.thread_type = "NONE"
+    codec = stream.codec_context
+    if codec is None:
+        raise BadVideo("ffmpeg has no decoder for its video stream")
+    if max_pixels is not None:
+        if codec.width * codec.height > max_pixels:
+            raise BadVideo(
+                f"frames of {codec.width:,} x {codec.height:,} pixels: wanted at most {max_pixels:,} pixels (--max-pixels)"
+            )
+        codec.options = {"max_pixels": str(max_pixels)}
+    codec.thread_type = "NONE"
+    codec.thread_count = 1  # decoders from outside of ffmpeg start a thread a core otherwise
     return stream
 
 
-def frame_rate(path: Path) -> Fraction:
+def frame_rate(path: Path, max_pixels: int = MAX_PIXELS) -> Fraction:
     """Frames a second as the container states it; 25 where it states none or nonsense."""
     with open_video(path) as container:
-        stream = video_stream(container)
+        stream = video_stream(container, max_pixels)
         rate = stream.average_rate or stream.guessed_rate
     return rate if rate and 1 <= rate <= 240 else DEFAULT_FPS
 
@@ -196,7 +308,10 @@ def broken(count: int, promised: int, reason: str) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """ffmpeg's own words: without PyAV's error number, path and log line."""
+    """ffmpeg's own words: without PyAV's error number, path and log line, but for the one that tells of --max-pixels."""
+    log = getattr(error, "log", None)
+    if log and "max pixel count" in log[2]:
+        return log[2].split(",")[0]
     return getattr(error, "strerror", None) or str(error)
 
 
@@ -212,6 +327,7 @@ def to_planes(frame: VideoFrame, width: int, height: int) -> np.ndarray:
         dst_colorspace=Colorspace.ITU601,
         dst_color_range=ColorRange.MPEG,
         interpolation=Interpolation.BICUBIC,
+        threads=1,
     )
     planes = frame.to_ndarray()
     return turn(planes, turns) if turns else planes
@@ -286,10 +402,12 @@ class Encoder:
             yield planes
 
     def check_end(self) -> None:
-        """Waits for ffmpeg. Raises OSError unless it ended well and without a word."""
+        """Waits for ffmpeg. Raises OSError unless it ended well and without a word, BadVideo if its file grew too large."""
         status = self.process.wait()
         self.words.seek(0)
         said = self.words.read().decode(errors="replace").strip()
+        if status == -signal.SIGXFSZ:
+            raise BadVideo(f"its first {self.count} frames fill the largest file allowed (ulimit -f, --memory-limit)")
         if status or said:
             raise OSError(f"ffmpeg ended with status {status} after {self.count} frames: {said[:300]}")
 
@@ -329,8 +447,16 @@ def read_frames(data: bytes, wanted: Sequence[int], packing: Packing) -> np.ndar
     `wanted` counts from 0 and may repeat. Raises BadVideo where a wanted frame is not there.
     """
     height, width = packing.height, packing.width
-    shape, gop = (height * 3 // 2, width), None if packing.copy else packing.gop
-    return read_numbered(data, wanted, shape, gop, lambda frame: to_planes(frame, width, height))
+
+    def put(frame: VideoFrame, out: np.ndarray) -> None:
+        if packing.copy:
+            out[:] = to_planes(frame, width, height)
+            return
+        luma, u, v = planes_of(frame)
+        halves = out[height:].reshape(2, height // 2, width // 2)
+        out[:height], halves[0], halves[1] = luma, u, v
+
+    return read_numbered(data, wanted, (height * 3 // 2, width), None if packing.copy else packing.gop, put)
 
 
 def read_flow(data: bytes, wanted: Sequence[int], packing: Packing) -> np.ndarray:
@@ -338,8 +464,16 @@ def read_flow(data: bytes, wanted: Sequence[int], packing: Packing) -> np.ndarra
 
     Raises BadVideo where a wanted field is not there.
     """
-    shape = (2 * packing.height, packing.width)
-    return read_numbered(data, wanted, shape, packing.gop, lambda frame: frame.to_ndarray()[: shape[0]])
+
+    def put(frame: VideoFrame, out: np.ndarray) -> None:
+        out[:] = planes_of(frame)[0]
+
+    return read_numbered(data, wanted, (2 * packing.height, packing.width), packing.gop, put)
+
+
+def planes_of(frame: VideoFrame) -> list[np.ndarray]:
+    """Views of a decoded frame's planes, each (rows, columns) uint8."""
+    return [np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes]
 
 
 def read_numbered(
@@ -347,9 +481,9 @@ def read_numbered(
     wanted: Sequence[int],
     shape: tuple[int, int],
     gop: int | None,
-    convert: Callable[[VideoFrame], np.ndarray],
+    put: Callable[[VideoFrame, np.ndarray], None],
 ) -> np.ndarray:
-    """Frames by number, converted to arrays of `shape`, each decoded once -> (len(wanted), *shape) uint8.
+    """Frames by number, each decoded once and put into arrays of `shape` -> (len(wanted), *shape) uint8.
 
     With a known key-frame interval the decoder starts at the last key frame before the first wanted one; copied videos
     (gop None) are decoded from their first frame, so that frames stay counted.
@@ -362,12 +496,16 @@ def read_numbered(
     for place, number in enumerate(wanted):
         places.setdefault(int(number), []).append(place)
     last = max(places)
+    # What is in our own files is known, so no frame is decoded to find out: that took a third of a clip's time.
+    format_name, options = (None, OPEN_OPTIONS) if gop is None else ("mp4", {**OPEN_OPTIONS, "codec_whitelist": "none"})
     try:
-        with av.open(io.BytesIO(data), "r", metadata_errors="ignore", options=OPEN_OPTIONS) as container:
+        with av.open(io.BytesIO(data), "r", format=format_name, metadata_errors="ignore", options=options) as container:
             stream = video_stream(container)
-            for number, frame in numbered(container, stream, min(places), gop):
+            for number, frame in numbered(container, stream, set(places), gop):
                 if number in places:
-                    pictures[places.pop(number)] = convert(frame)
+                    place, *repeats = places.pop(number)
+                    put(frame, pictures[place])
+                    pictures[repeats] = pictures[place]
                 if number >= last:
                     break
     except FFmpegError as error:
@@ -378,19 +516,33 @@ def read_numbered(
 
 
 def numbered(
-    container: InputContainer, stream: VideoStream, first: int, gop: int | None
+    container: InputContainer, stream: VideoStream, wanted: Set[int], gop: int | None
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """(number, frame) from some key frame at or before `first` on; from the start where the interval is not known."""
+    """(number, frame) from some key frame at or before the first wanted one on; from the start where the interval is not
+    known. Others than the wanted ones are left out where no frame is predicted from them."""
     if gop is None:
         yield from enumerate(container.decode(stream))
         return
     # Our own files have a constant rate, so that number and timestamp are proportional.
     assert stream.average_rate is not None
     assert stream.time_base is not None
-    ticks = 1 / (stream.average_rate * stream.time_base)  # from frame to frame
-    start = stream.start_time or 0
+    frames_per_tick = float(stream.average_rate * stream.time_base)
+    start, codec = stream.start_time or 0, stream.codec_context
+    first, last = min(wanted), max(wanted)
     if first >= gop:
-        container.seek(int(start + first * ticks), stream=stream)
-    for frame in container.decode(stream):
-        assert frame.pts is not None
-        yield round((frame.pts - start) / ticks), frame
+        container.seek(int(start + first / frames_per_tick), stream=stream)
+    missing = None  # packets with a frame up to the last wanted one that were not yet decoded
+    for packet in container.demux(stream):
+        if packet.pts is not None:
+            number = round((packet.pts - start) * frames_per_tick)
+            if missing is None:  # a key frame; what is decoded after it is shown after it
+                missing = last - number + 1
+            missing -= number <= last
+        frames = packet.decode()
+        if missing == 0:  # no more packets: the decoder hands out the frames that it has kept for their order
+            frames += codec.decode(None)
+        for frame in frames:
+            assert frame.pts is not None
+            yield round((frame.pts - start) * frames_per_tick), frame
+        if missing == 0:
+            return

@@ -104,6 +104,7 @@ def test_the_orders_costs_and_mixing_are_measured(tmp_path, capsys):
     assert main(job) == 0
     costs, mixes = json.loads((tmp_path / "order.json").read_text())["tables"].values()
     assert [row["what"] for row in costs][::3] == ["a step, mean", "resuming at a random step"]
+    assert 1 < float(costs[-1]["measured"]) < 1.1  # the rows of the index come on top of the videos
     assert [row["batches"] for row in mixes] == [1, 10, 50] * 2
     assert "1,000,000 samples in 1,000 shards" in capsys.readouterr().out
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 import webdataset as wds
-from videos import TINY, listing_of, numbered_planes, pack, write_video
+from videos import TINY, frame_numbers, lavfi_video, listing_of, numbered_planes, pack, write_video
 
 from shards.entries import SPLITS, Listing
 from shards.index import Index, read_dataset
 from shards.pack import Plan, finish_packing, open_target, pack_shard, plan_packing
 from shards.store import BadShards, FolderStore, open_store
-from shards.video import Packing
+from shards.video import Limits, Packing, read_frames
 
 WebDataset: Any = wds.WebDataset  # pyright: ignore[reportAttributeAccessIssue]  # looked up when asked for
 FRAMES = [8, 9, 10, 11, 12, 8, 9, 10, 11]
@@ -367,6 +367,47 @@ def test_refusing_all_videos_is_an_error_that_names_the_list_of_reasons(tmp_path
     assert not (Path(plan.url) / "dataset.json").exists()
 
 
+def test_a_part_of_a_video_and_its_captions_are_stored(tmp_path):
+    """Frames 3 to 7 of the second video, at 25 frames a second; a data set of captions has no classes."""
+    entries = listing_of(tmp_path / "videos", [8, 20]).entries
+    captions = ("a shade of grey", "grey, then lighter")
+    part = replace(entries[1], start_seconds=0.12, end_seconds=0.32, captions=captions, label="")
+    folder = pack(tmp_path / "shards", Listing(classes=(), entries=(part,)))
+
+    [sample] = [Index(folder, "train")[0]]
+    data = (folder / sample.shard).read_bytes()
+    about = json.loads(data[sample.json_offset :][: sample.json_size_bytes])
+    assert (sample.label, sample.num_frames, sample.num_captions) == (-1, 5, 2)
+    assert about["captions"] == list(captions)
+    assert "label" not in about
+    assert Index(folder, "train").shards[0].captions == 2
+    planes = read_frames(data[sample.offset :][: sample.size_bytes], range(5), TINY)
+    assert frame_numbers(planes) == [4, 5, 6, 7, 8]  # its levels begin at 1
+    with pytest.raises(BadShards, match="packed with captions and without classes; wanted videos with classes"):
+        Index(folder, "train").check_classes()
+
+
+def test_other_captions_and_other_parts_are_another_packing(tmp_path):
+    listing = listing_of(tmp_path / "videos", [8])
+    [entry] = listing.entries
+    changes = [{}, {"captions": ("one",)}, {"captions": ("two",)}, {"start_seconds": 0.1, "end_seconds": 0.2}]
+    plans = [plan_of(tmp_path, replace(listing, entries=(replace(entry, **change),))) for change in changes]
+    assert len({plan.digest for plan in plans}) == 4
+
+
+def test_a_video_that_takes_too_long_is_left_out_and_the_next_one_is_packed(tmp_path):
+    listing = listing_of(tmp_path / "videos", [8, 8])
+    lavfi_video(listing.entries[0].path, "-c:v", "mpeg4", source="testsrc2=size=640x480:rate=25", num_frames=3000)
+    plan = plan_of(tmp_path / "shards", listing, Packing(width=640, height=480, preset="slower"))
+    progress = [
+        video.refused
+        for shard in open_target(plan)
+        for video in pack_shard(plan.url, shard, plan.classes, Limits(time_limit=3))
+    ]
+    assert [refused is None for refused in progress] == [False, True]
+    assert "time" in str(progress[0])
+
+
 def test_a_video_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
     """Tests may run as root, who may read everything: the open call refuses instead."""
     listing = listing_of(tmp_path / "videos", [8, 8])
@@ -374,7 +415,7 @@ def test_a_video_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("shards.pack.store_video", refuse)
+    monkeypatch.setattr("shards.isolated.VideoPacker.store", refuse)
     plan = plan_of(tmp_path / "shards", listing)
     [progress, _] = pack_shard(plan.url, open_target(plan)[0], plan.classes)
     assert progress.refused == "cannot be read (Permission denied)"

@@ -77,6 +77,7 @@ def bytes_of(index, sample):
 def slow_batch(index, epoch, step, order=None):
     """A global batch by the definition, one sample after the other."""
     packing, order = index.info.packing, order or order_of(index)
+    assert order.seed is not None
     batch = []
     for number in order.samples(epoch, step, range(order.global_batch)):
         sample = index[int(number)]

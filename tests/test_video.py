@@ -1,6 +1,7 @@
 """Videos decoded to their last frame or refused with a reason, stored, and read again by frame number."""
 
 import re
+import resource
 import subprocess
 import tempfile
 from dataclasses import replace
@@ -27,7 +28,7 @@ from videos import (
 )
 
 from shards import video
-from shards.video import BadVideo, Packing, decode_upright, read_frames, store_video, turn, video_encoder
+from shards.video import BadVideo, Limits, Packing, decode_upright, read_frames, store_video, turn, video_encoder
 
 ODD = DATA / "odd"
 
@@ -452,6 +453,107 @@ def test_a_copied_video_with_timestamps_that_jump_gives_the_right_frames():
     np.testing.assert_array_equal(read_frames(path.read_bytes(), wanted, packing), frames[wanted])
 
 
+# Segments
+
+
+@pytest.fixture(scope="module")
+def forty(tmp_path_factory):
+    """40 numbered frames, 25 a second."""
+    return write_video(tmp_path_factory.mktemp("forty") / "forty.avi", numbered_planes(40))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "first", "stop"),
+    [
+        (None, None, 0, 40),
+        (0.0, 1.6, 0, 40),
+        (0.4, 1.2, 10, 30),  # frame 30, at 1.2 s, is not in it
+        (None, 1.0, 0, 25),
+        (1.0, None, 25, 40),
+        (0.41, 0.43, 10, 11),  # 10.25 and 10.75 frames
+        (1.56, 1.6, 39, 40),
+        (1.0, 1.7, 25, 40),  # two of 17 frames are not there
+        (1.52, 1.8, 38, 40),  # five of seven are not, but lists are only exact to 0.2 s
+    ],
+)
+def test_a_segment_holds_the_frames_between_its_seconds(start, end, first, stop, forty):
+    stored = store_video(forty, TINY, start, end)
+    assert (stored.num_frames, stored.fps) == (stop - first, 25)
+    assert frame_numbers(all_frames(stored.data)) == list(range(first, stop))
+
+
+@settings(max_examples=25, deadline=None)
+@given(first=st.integers(0, 39), length=st.integers(1, 40), rate=st.sampled_from(["25", "30000/1001", "240", "7/3"]))
+def test_segments_that_follow_each_other_share_no_frame_and_leave_none_out(first, length, rate):
+    """Frame n lasts from n / rate to (n + 1) / rate; a list may say that with a few digits only."""
+    fps = Fraction(rate)
+    stop = min(first + length, 40)
+    at_start, at_end = round(float(first / fps), 3), round(float(stop / fps), 3)
+    assert video.segment_frames(at_start, at_end, fps) == (first, stop)
+    assert video.segment_frames(at_end, None, fps) == (stop, None)
+
+
+def test_a_segment_has_the_flow_of_its_own_frames(forty):
+    pytest.importorskip("cv2")
+    stored = store_video(forty, replace(TINY, flow="dis"), 0.4, 0.8)
+    assert stored.flow is not None
+    assert stored.num_frames == len(all_frames(stored.flow)) == 10
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "message"),
+    [
+        (1.2, 3.2, r"the segment from 1\.20 s to 3\.20 s has 50 frames, but the video ends after 10 of them"),
+        (5.0, 6.0, r"the segment from 5\.00 s to 6\.00 s begins after the video's end"),
+        (1.6, None, r"the segment from 1\.60 s on begins after the video's end"),
+        (1.01, 1.012, r"the segment from 1\.00 s to 1\.00 s holds no frame at 25 frames a second"),
+    ],
+)
+def test_a_segment_that_is_not_there_is_refused(start, end, message, forty):
+    with pytest.raises(BadVideo, match=message):
+        store_video(forty, TINY, start, end)
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [(-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("nan"))]
+)
+def test_a_segment_of_nonsense_is_no_fault_of_the_video(start, end, forty):
+    with pytest.raises(ValueError, match=r"a segment from .* s: wanted 0 <= start < end") as caught:
+        store_video(forty, TINY, start, end)
+    assert not isinstance(caught.value, BadVideo)
+
+
+def test_copying_a_segment_is_refused(forty):
+    with pytest.raises(ValueError, match="copy keeps whole files") as caught:
+        store_video(forty, replace(TINY, copy=True), 0.4, 1.2)
+    assert not isinstance(caught.value, BadVideo)
+
+
+def test_what_lies_behind_a_segment_is_not_looked_at_and_what_lies_before_is(tmp_path):
+    path = lavfi_video(tmp_path / "whole.avi", "-c:v", "mpeg4", num_frames=40)
+    data = bytearray(path.read_bytes())
+    packet = [match.start() for match in re.finditer(b"00dc", data) if match.start() > data.index(b"movi")][30]
+    size = int.from_bytes(data[packet + 4 : packet + 8], "little")
+    (tmp_path / "cut.avi").write_bytes(data[:packet])
+    data[packet + 8 : packet + 8 + size] = b"\xff" * size
+    (tmp_path / "damaged.avi").write_bytes(data)
+
+    assert store_video(tmp_path / "damaged.avi", TINY, 0.4, 1.2).num_frames == 20
+    assert store_video(tmp_path / "cut.avi", TINY, 0.4, 1.2).num_frames == 20
+    for start, end in [(0.0, 1.24), (1.4, 1.6), (1.4, None)]:
+        with pytest.raises(BadVideo, match="frame 31 of 40 does not decode"):
+            store_video(tmp_path / "damaged.avi", TINY, start, end)
+    with pytest.raises(BadVideo, match="its header promises"):
+        store_video(tmp_path / "cut.avi", TINY, 0.4)
+
+
+def test_frames_before_a_segment_are_not_scaled(forty, monkeypatch):
+    scaled = []
+    monkeypatch.setattr(video, "to_planes", lambda frame, *_: scaled.append(frame) or numbered_planes(1)[0])
+    store_video(forty, TINY, 0.4, 1.2)
+    assert len(scaled) == 20
+
+
 def test_a_frame_rate_that_is_nonsense_counts_as_25(tmp_path):
     path = lavfi_video(tmp_path / "fast.avi", "-r", "1000", source="testsrc2=size=32x32:rate=1000")
     assert store_video(path, TINY).fps == 25
@@ -491,6 +593,14 @@ def test_a_video_that_breaks_off_and_an_encoder_that_dies_leave_no_process_behin
     assert not encoders()
 
 
+def test_a_stored_video_that_grows_beyond_the_largest_file_allowed_is_refused(tmp_path):
+    planes = np.random.default_rng(0).integers(16, 236, (200, 48, 32), dtype=np.uint8)
+    encoder = video_encoder(tmp_path / "stored.mp4", TINY, Fraction(25))
+    resource.prlimit(encoder.process.pid, resource.RLIMIT_FSIZE, (10_000, 10_000))
+    with pytest.raises(BadVideo, match=r"its first \d+ frames fill the largest file allowed"), encoder:
+        list(encoder.passing(planes))
+
+
 def test_a_preset_that_the_encoder_does_not_know_is_an_error_and_not_a_bad_video(tmp_path):
     path = write_video(tmp_path / "video.avi", numbered_planes(8))
     with pytest.raises(OSError, match=r"ffmpeg ended with status .*hasty"):
@@ -513,6 +623,26 @@ def test_a_preset_that_the_encoder_does_not_know_is_an_error_and_not_a_bad_video
 def test_packing_settings_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Packing(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"time_limit": 0.0}, "time_limit 0: wanted above 0 and at most 1,000,000 seconds"),
+        ({"time_limit": float("nan")}, "time_limit nan"),
+        ({"memory_limit": 0.25}, r"memory_limit 0\.25: wanted 0\.5 to 1,000,000 GiB"),
+        ({"max_pixels": 0}, "max_pixels 0: wanted 1 to 2,147,483,647"),
+    ],
+)
+def test_limits_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Limits(**options)
+
+
+def test_a_video_whose_tv_l1_flow_is_wanted_has_more_time():
+    assert Limits().seconds(TINY) == Limits().seconds(replace(TINY, flow="dis")) == 600
+    assert Limits().seconds(replace(TINY, flow="tvl1")) == 7200
+    assert Limits(time_limit=5).seconds(replace(TINY, flow="tvl1")) == 5
 
 
 def test_the_levels_of_numbered_frames_survive_the_codec(tmp_path):
