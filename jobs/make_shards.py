@@ -3,6 +3,7 @@
     python -m jobs.make_shards --out data/mine folder --videos my-videos
     python -m jobs.make_shards --out data/ucf101 ucf101 --videos UCF-101 --lists ucfTrainTestlist --split 1
     python -m jobs.make_shards --out data/mine csv --table videos.csv
+    python -m jobs.make_shards --out s3://bucket/msvd msvd --videos YouTubeClips --captions all.json --mapping mapping.txt
     python -m jobs.make_shards --out data/flow --flow tvl1 folder --videos my-videos
 
 Videos are decoded to their last frame, resized and stored with a short key-frame interval, so that training reads random
@@ -10,7 +11,7 @@ clips cheaply; with --flow their optical flow is computed and stored beside them
 but missing, is left out and named in OUT/rejected.jsonl with the reason. An interrupted packing goes on where it was when
 the same command is run again.
 
---json FILE holds: out, classes, videos {train, val, test}, shards, rejected, rejected_list, bytes, seconds.
+--json FILE holds: out, classes, videos {train, val, test}, captions, shards, rejected, rejected_list, bytes, seconds.
 """
 
 import time
@@ -89,16 +90,19 @@ def report(job: MakeShards, info: DatasetInfo, seconds: float) -> None:
     videos = {split: sum(shard.samples for shard in shards) for split, shards in info.splits.items()}
     shards = [shard for split in info.splits.values() for shard in split]
     size = sum(shard.size_bytes for shard in shards)
+    captions = sum(shard.captions for shard in shards)
+    kinds = f"of {len(info.classes)} classes" if info.classes else f"with {captions:,} captions"
     refusals = f"{job.out.rstrip('/')}/{REJECTED}"
     left_out = f"{info.rejected} left out (reasons in {refusals})" if info.rejected else "none left out"
     finish(
-        f"packed {sum(videos.values()):,} videos of {len(info.classes)} classes "
+        f"packed {sum(videos.values()):,} videos {kinds} "
         f"({', '.join(f'{split} {count:,}' for split, count in videos.items())}) into {len(shards)} shards, "
         f"{size / 1e6:,.1f} MB, in {duration(seconds)}; {left_out}: {job.out}",
         {
             "out": absolute_url(job.out),
             "classes": len(info.classes),
             "videos": videos,
+            "captions": captions,
             "shards": len(shards),
             "rejected": info.rejected,
             "rejected_list": f"{absolute_url(job.out)}/{REJECTED}",

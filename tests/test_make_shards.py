@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import packing_job
 
-from jobs import make_shards
+from jobs import make_shards, train
+from jobs.recipes import RECIPES
+from shards.store import BadShards
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,6 +82,23 @@ def test_both_ways_to_start_it_print_the_same_help():
     assert as_module.stdout == as_file.stdout
     for word in ("ucf101", "folder", "csv", "--out", "--gop", "--crf", "--copy", "--workers", "--strict"):
         assert word in as_module.stdout
+
+
+def test_a_data_set_of_captions_is_packed_and_training_refuses_it(videos, tmp_path):
+    files = sorted(videos.rglob("*.avi"))[:3]
+    for split, paths in (("train", files[:2]), ("val", files[2:])):
+        for number, path in enumerate(paths):
+            (tmp_path / "clips").mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / "clips" / f"{split}-id_{number}_9.avi")
+        labels = [{"id": f"{split}-id_{n}_9.avi", "caption": ["a shape moves", "it moves"]} for n in range(len(paths))]
+        (tmp_path / f"{split}.json").write_text(json.dumps(labels))
+    words = ("--train", tmp_path / "train.json", "--val", tmp_path / "val.json")
+    done = run("--workers", "0", "--out", tmp_path / "out", "msvd", "--videos", tmp_path / "clips", *words)
+    assert "packed 3 videos with 6 captions (train 2, val 1, test 0) into 2 shards" in done.stdout, done.stderr
+    with pytest.raises(BadShards, match="packed with captions and without classes"):
+        train.main(
+            "demo", train.Train(recipe=RECIPES["demo"](), shards=str(tmp_path / "out"), storage=tmp_path / "runs")
+        )
 
 
 @pytest.mark.parametrize(
