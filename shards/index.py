@@ -124,7 +124,7 @@ class DatasetInfo:
 
 
 def read_dataset(store: Store) -> DatasetInfo:
-    """Reads dataset.json. Raises BadShards if there is none, or one of another format."""
+    """Reads dataset.json. Raises BadShards if there is none, one of another format, or one that no packing has written."""
     path = f"{store.url}/{DESCRIPTION}"
     try:
         content = json.loads(store.read_file(DESCRIPTION))
@@ -143,14 +143,33 @@ def read_dataset(store: Store) -> DatasetInfo:
             f"{path}: format version {version}, this program reads version {FORMAT_VERSION}; "
             "pack the videos again, or use the program that packed them"
         )
-    return DatasetInfo(
-        **{
-            **content,
-            "classes": tuple(content["classes"]),
-            "packing": Packing(**content["packing"]),
-            "splits": {split: tuple(Shard(**shard) for shard in shards) for split, shards in content["splits"].items()},
-        }
-    )
+    try:
+        return checked(
+            DatasetInfo(
+                **{
+                    **content,
+                    "classes": tuple(content["classes"]),
+                    "packing": Packing(**content["packing"]),
+                    "splits": {
+                        split: tuple(Shard(**shard) for shard in shards) for split, shards in content["splits"].items()
+                    },
+                }
+            )
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise BadShards(f"{path}: not as a packing writes it ({error!r}); restore the file, or pack again") from None
+
+
+def checked(info: DatasetInfo) -> DatasetInfo:
+    """The same. Raises ValueError, TypeError or AttributeError for numbers and texts that are none."""
+    shards = [shard for split in info.splits.values() for shard in split]
+    for text in (*info.classes, *(text for shard in shards for text in (shard.name, shard.sha256))):
+        text.encode()  # as UTF-8
+    for shard in shards:
+        for number in (shard.samples, shard.captions, shard.size_bytes, shard.rows_offset, shard.rows_size):
+            if not 0 <= number < 2**62:
+                raise ValueError(f"{number} in {shard.name}")
+    return info
 
 
 def has(store: Store, name: str) -> bool:

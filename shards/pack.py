@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from shards.video import BadVideo, Limits, Packing
 
 DEFAULT_LIMITS = Limits()
 NO_FILE = "listed, but there is no such file"
+HALF_WRITTEN = re.compile(r"(^|/)\.[^/]+\.\d+\.partial$")  # as FolderStore.written calls it
 RECORDS = ".packing"  # folder of the plan and the records of finished shards, while a packing is under way
 
 
@@ -111,31 +113,35 @@ def open_target(plan: Plan) -> list[ShardPlan]:
 
     Raises BadShards if it holds another packing or cannot be written, OSError for a folder that cannot be made.
     """
-    store = open_store(plan.url)
+    other = BadShards(
+        f"{plan.url}: holds shards of other videos or other settings than these; "
+        "choose another folder, or delete this one to pack it anew"
+    )
+    finished = finished_records(open_store(plan.url), plan.digest, plan.digest, other)
+    return [] if finished is None else [shard for shard in plan.shards if record_name(shard.name) not in finished]
+
+
+def finished_records(store: Store, digest: str, whole_digest: str, other: BadShards) -> set[str] | None:
+    """The records that are there of a plan with this digest, which is begun if it was not yet; None if all is finished, with
+    whole_digest in its description. What a kill has left half-written is deleted.
+
+    Raises `other` if the place holds another plan, BadShards or OSError if it cannot be written.
+    """
     if has(store, DESCRIPTION):
-        if read_dataset(store).plan != plan.digest:
-            raise other_packing(plan.url)
+        if read_dataset(store).plan != whole_digest:
+            raise other
         store.delete(store.names(RECORDS))  # of a packing that was killed in its last moment
-        return []
+        return None
     try:
         found = store.read_file(PLAN).decode()
     except NoFile:
-        found = plan.digest
+        found = digest
         with store.written(PLAN) as file:
             file.write(found.encode())
-    if found != plan.digest:
-        raise other_packing(plan.url)
-    names = store.names()
-    store.delete([name for name in names if name.endswith(".partial")])  # of a packing that was killed
-    finished = set(names)
-    return [shard for shard in plan.shards if record_name(shard.name) not in finished]
-
-
-def other_packing(url: str) -> BadShards:
-    return BadShards(
-        f"{url}: holds shards of other videos or other settings than these; "
-        "choose another folder, or delete this one to pack it anew"
-    )
+    if found != digest:
+        raise other
+    store.delete([name for name in store.names() if HALF_WRITTEN.search(name)])
+    return set(store.names(RECORDS))
 
 
 def pack_shard(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = (
     "false"  # of newer kinds of buckets, which the emulator knows nothing of
@@ -31,6 +32,7 @@ KEYS = {
 @contextmanager
 def s3_server() -> Iterator[str]:
     """An S3 server with one empty bucket; the environment names it, as a user's would. Gives s3://BUCKET."""
+    S3FileSystem.clear_instance_cache()  # which remembers the servers of before
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -42,6 +44,7 @@ def s3_server() -> Iterator[str]:
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield f"s3://{BUCKET}"
     server.stop()
+    S3FileSystem.clear_instance_cache()
 
 
 @contextmanager
