@@ -3,8 +3,11 @@
     python -m jobs.bench model                   ConvGRU at the paper's sizes, forward and backward
     python -m jobs.bench model --batch 64        on a GPU, with the whole training step
     python -m jobs.bench order                   the order of 10^8 samples on 4,096 ranks, and how well it mixes
+    python -m jobs.bench read                    random clips against webdataset + PyAV and against libavcodec alone; memory
+    python -m jobs.bench pack                    packing against the bare ffmpeg program; memory
+    python -m jobs.bench train --workers 2       training against the same loop on one batch in memory; from a slow store
 
-What came out, with date and machine, is in docs/benchmarks.md. Needs neither ray, deepspeed nor mlflow.
+What came out, with date and machine, is in docs/benchmarks.md. All but train need neither ray, deepspeed nor mlflow.
 
 --json FILE holds: bench, machine, tables {title: rows}.
 """
@@ -20,19 +23,32 @@ from rich.table import Table
 
 from jobs.bench_model import Model, bench_model
 from jobs.bench_order import OrderBench, bench_order
+from jobs.bench_pack import Pack, bench_pack
+from jobs.bench_read import Read, bench_read
+from jobs.bench_train import TrainBench, bench_train
 from jobs.command import STYLE, finish, prog, run_command
 
-
-def parse() -> Model | OrderBench:
-    benches = {"model": Model, "order": OrderBench}
-    return tyro.extras.subcommand_cli_from_dict(benches, prog=prog(), description=__doc__, config=STYLE)
+Bench = Model | OrderBench | Read | Pack | TrainBench
+BENCHES = {"model": Model, "order": OrderBench, "read": Read, "pack": Pack, "train": TrainBench}
 
 
-def main(job: Model | OrderBench) -> int:
-    if isinstance(job, OrderBench):
-        name, tables = "order", bench_order(job)
-    else:
-        name, tables = "model", bench_model(job)
+def parse() -> Bench:
+    return tyro.extras.subcommand_cli_from_dict(BENCHES, prog=prog(), description=__doc__, config=STYLE)
+
+
+def main(job: Bench) -> int:
+    match job:
+        case Model():
+            tables = bench_model(job)
+        case OrderBench():
+            tables = bench_order(job)
+        case Read():
+            tables = bench_read(job)
+        case Pack():
+            tables = bench_pack(job)
+        case TrainBench():
+            tables = bench_train(job)
+    name = next(name for name, kind in BENCHES.items() if isinstance(job, kind))
     for title, rows in tables.items():
         show(title, rows)
     finish(f"measured on {machine()}", {"bench": name, "machine": machine(), "tables": tables}, job.json)

@@ -11,7 +11,6 @@ FOLDER/result.json and --json FILE hold: gru_rcn_top1, single_frame_top1, chance
 
 import json
 import shutil
-import threading
 import time
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,7 +19,6 @@ from typing import Any
 
 import av
 import numpy as np
-import psutil
 import ray
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +30,7 @@ from cluster.report import tracking_uri, ui_command
 from cluster.runs import write_json
 from jobs import evaluate, make_shards, train
 from jobs.command import command_line, finish, run_command
+from jobs.memory import PeakMemory
 from jobs.recipes import RECIPES
 from shards.sources import Folder
 from shards.video import Packing
@@ -115,15 +114,15 @@ def train_and_evaluate(name: str, folder: Path, workers: int) -> float:
     return json.loads(json_file.read_text())["top1"]
 
 
-def make_videos(folder: Path) -> None:
-    """VIDEOS_PER_CLASS videos of each motion; nothing is done where they are there already."""
-    total = VIDEOS_PER_CLASS * len(MOTIONS)
+def make_videos(folder: Path, per_class: int = VIDEOS_PER_CLASS) -> None:
+    """So many videos of each motion; nothing is done where they are there already."""
+    total = per_class * len(MOTIONS)
     if (folder / "complete").exists():
         return
     with Bar("drawing", "videos", total) as bar:
         for motion in MOTIONS:
             (folder / motion).mkdir(parents=True, exist_ok=True)
-            for number in range(VIDEOS_PER_CLASS):
+            for number in range(per_class):
                 rng = np.random.default_rng([list(MOTIONS).index(motion), number])
                 write_video(folder / motion / f"{motion}-{number:03}.avi", draw_motion(motion, rng))
                 bar.advance()
@@ -180,36 +179,6 @@ def show(result: dict[str, Any]) -> None:
     table.add_row("same trunk, single frames averaged", f"{result['single_frame_top1']:.3f}")
     table.add_row("chance", f"{result['chance']:.3f}")
     Console().print(table)
-
-
-class PeakMemory:
-    """The most memory that this process and all that it started held together, shared pages counted once."""
-
-    def __init__(self, seconds_between_looks: float = 2.0):
-        self.peak_bytes = 0
-        self.seconds = seconds_between_looks
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-
-    def __enter__(self) -> "PeakMemory":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-    def watch(self) -> None:
-        while not self.over.wait(self.seconds):
-            me = psutil.Process()
-            self.peak_bytes = max(self.peak_bytes, sum(map(proportional_bytes, [me, *me.children(recursive=True)])))
-
-
-def proportional_bytes(process: psutil.Process) -> int:
-    try:
-        return process.memory_full_info().pss
-    except psutil.Error:
-        return 0  # it ended in the meantime
 
 
 if __name__ == "__main__":

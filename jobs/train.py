@@ -13,6 +13,7 @@ MLflow tracks it: in STORAGE/mlflow.db, or on the server that MLFLOW_TRACKING_UR
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -89,8 +90,11 @@ def parse(args: list[str] | None = None) -> tuple[str, Train]:
     return name, job
 
 
-def main(recipe_name: str, job: Train) -> int:
-    """Checks, opens the MLflow run, trains, reports; gives back the exit status."""
+Worker = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def main(recipe_name: str, job: Train, worker: Worker = train_worker) -> int:
+    """Checks, opens the MLflow run, trains, reports; gives back the exit status. worker: what each worker runs."""
     started = time.monotonic()
     run = RunFolder(job.storage.absolute() / (job.name or recipe_name))
     # Workers run in other folders; and a run is the same wherever it is begun from.
@@ -102,7 +106,7 @@ def main(recipe_name: str, job: Train) -> int:
     if result is None:
         run.prepare()
         try:
-            result = train(job, run, identity)
+            result = train(job, run, identity, worker)
         except BaseException as error:
             report.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
@@ -192,7 +196,7 @@ def differences(found: dict[str, Any], recipe: Recipe, most: int = 4) -> str:
     return "; ".join(changed[:most]) + (f" and {len(changed) - most} more" if len(changed) > most else "")
 
 
-def train(job: Train, run: RunFolder, identity: Identity) -> dict[str, Any]:
+def train(job: Train, run: RunFolder, identity: Identity, worker: Worker) -> dict[str, Any]:
     """Runs the workers and shows their news: a bar on a terminal, a line every `log_every` steps."""
     with Bar("training", "steps", job.recipe.num_steps, lines=False) as bar:
 
@@ -218,7 +222,7 @@ def train(job: Train, run: RunFolder, identity: Identity) -> dict[str, Any]:
             "save_every": job.save_every or job.recipe.val_every,
             "keep": job.keep,
         }
-        return run_workers(train_worker, worker_job, job.on, run.path.parent, run.path.name, listen)
+        return run_workers(worker, worker_job, job.on, run.path.parent, run.path.name, listen)
 
 
 def conclude(job: Train, run: RunFolder, identity: Identity, result: dict[str, Any], seconds: float) -> None:

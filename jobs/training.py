@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ from shards.index import Index
 from shards.order import Order
 from shards.stream import ClipBatch, Reading, evaluation_batches, train_batches
 
+Batches = Generator[tuple[tuple[int, int], ClipBatch], None, None]
+
 
 class Diverged(ValueError):
     """The loss is not a number any more."""
 
 
-def train_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """What each worker runs. Gives back the run's result; the same on every rank."""
+def train_worker(job: dict[str, Any], read: Callable[..., Batches] = train_batches) -> dict[str, Any]:
+    """What each worker runs. Gives back the run's result; the same on every rank. read: where batches come from."""
     recipe = Recipe.from_dict(job["recipe"])
     run, device, rank, world_size = (
         RunFolder(Path(job["run"])),
@@ -47,7 +49,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     engine = build_engine(recipe, index, job, fresh=run.newest() is None)
     progress = resume(engine, run, index, job, report)
     start = divmod(progress.step, order.steps_per_epoch)
-    batches = train_batches(index, recipe.clips, order, rank=rank, world_size=world_size, start=start, reading=reading)
+    batches = read(index, recipe.clips, order, rank=rank, world_size=world_size, start=start, reading=reading)
     tally, watch = Tally(device), Stopwatch(recipe.global_batch)
 
     while progress.step < recipe.num_steps and not progress.stopped(recipe):

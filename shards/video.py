@@ -9,10 +9,12 @@ import io
 import math
 import signal
 import stat
+import struct
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import ExitStack, suppress
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,6 +27,7 @@ import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from av.video.stream import VideoStream
@@ -452,7 +455,7 @@ def read_frames(data: bytes, wanted: Sequence[int], packing: Packing) -> np.ndar
         if packing.copy:
             out[:] = to_planes(frame, width, height)
             return
-        luma, u, v = planes_of(frame)
+        luma, u, v = planes_of(frame, width, height)
         halves = out[height:].reshape(2, height // 2, width // 2)
         out[:height], halves[0], halves[1] = luma, u, v
 
@@ -464,16 +467,21 @@ def read_flow(data: bytes, wanted: Sequence[int], packing: Packing) -> np.ndarra
 
     Raises BadVideo where a wanted field is not there.
     """
+    width, height = packing.width, 2 * packing.height
 
     def put(frame: VideoFrame, out: np.ndarray) -> None:
-        out[:] = planes_of(frame)[0]
+        out[:] = planes_of(frame, width, height)[0]
 
-    return read_numbered(data, wanted, (2 * packing.height, packing.width), packing.gop, put)
+    return read_numbered(data, wanted, (height, width), packing.gop, put)
 
 
-def planes_of(frame: VideoFrame) -> list[np.ndarray]:
-    """Views of a decoded frame's planes, each (rows, columns) uint8."""
-    return [np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in frame.planes]
+def planes_of(frame: VideoFrame, width: int, height: int) -> list[np.ndarray]:
+    """Views of a decoded frame's three planes, each (rows, columns) uint8. Raises BadVideo for a frame of another size."""
+    if (frame.width, frame.height) != (width, height) or frame.format.name not in ("yuv420p", "yuvj420p"):
+        found = f"{frame.width} x {frame.height}, {frame.format.name}"
+        raise BadVideo(f"has frames of {found}: wanted {width} x {height}, yuv420p, as they are packed")
+    planes: Any = frame.planes  # they are buffers, which their type does not say
+    return [np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width] for plane in planes]
 
 
 def read_numbered(
@@ -495,54 +503,127 @@ def read_numbered(
     places: dict[int, list[int]] = {}
     for place, number in enumerate(wanted):
         places.setdefault(int(number), []).append(place)
-    last = max(places)
-    # What is in our own files is known, so no frame is decoded to find out: that took a third of a clip's time.
-    format_name, options = (None, OPEN_OPTIONS) if gop is None else ("mp4", {**OPEN_OPTIONS, "codec_whitelist": "none"})
+    frames = counted(data) if gop is None else numbered(data, read_track(data), set(places), gop)
     try:
-        with av.open(io.BytesIO(data), "r", format=format_name, metadata_errors="ignore", options=options) as container:
-            stream = video_stream(container)
-            for number, frame in numbered(container, stream, set(places), gop):
+        with closing(frames):
+            for number, frame in frames:
                 if number in places:
-                    place, *repeats = places.pop(number)
-                    put(frame, pictures[place])
-                    pictures[repeats] = pictures[place]
-                if number >= last:
-                    break
+                    first, *repeats = places.pop(number)
+                    put(frame, pictures[first])
+                    for other in repeats:
+                        pictures[other] = pictures[first]
+                if not places:
+                    return pictures
     except FFmpegError as error:
         raise BadVideo(f"does not decode ({reason_of(error)})") from None
-    if places:
-        raise BadVideo(f"frame {min(places)} is wanted, but the video ends before it")
-    return pictures
+    raise BadVideo(f"frame {min(places)} is wanted, but the video ends before it")
 
 
-def numbered(
-    container: InputContainer, stream: VideoStream, wanted: Set[int], gop: int | None
-) -> Iterator[tuple[int, VideoFrame]]:
-    """(number, frame) from some key frame at or before the first wanted one on; from the start where the interval is not
-    known. Others than the wanted ones are left out where no frame is predicted from them."""
-    if gop is None:
-        yield from enumerate(container.decode(stream))
-        return
-    # Our own files have a constant rate, so that number and timestamp are proportional.
-    assert stream.average_rate is not None
-    assert stream.time_base is not None
-    frames_per_tick = float(stream.average_rate * stream.time_base)
-    start, codec = stream.start_time or 0, stream.codec_context
-    first, last = min(wanted), max(wanted)
-    if first >= gop:
-        container.seek(int(start + first / frames_per_tick), stream=stream)
-    missing = None  # packets with a frame up to the last wanted one that were not yet decoded
-    for packet in container.demux(stream):
-        if packet.pts is not None:
-            number = round((packet.pts - start) * frames_per_tick)
-            if missing is None:  # a key frame; what is decoded after it is shown after it
-                missing = last - number + 1
-            missing -= number <= last
-        frames = packet.decode()
-        if missing == 0:  # no more packets: the decoder hands out the frames that it has kept for their order
-            frames += codec.decode(None)
+def counted(data: bytes) -> Generator[tuple[int, VideoFrame], None, None]:
+    """(number, frame) of every frame of any video."""
+    with av.open(io.BytesIO(data), "r", metadata_errors="ignore", options=OPEN_OPTIONS) as container:
+        yield from enumerate(container.decode(video_stream(container)))
+
+
+def numbered(data: bytes, track: "Track", wanted: Set[int], gop: int) -> Generator[tuple[int, VideoFrame], None, None]:
+    """(number, frame) of a video of ours, from the last key frame at or before the first wanted one to the last wanted one.
+
+    The decoder gets no packet more than it must: those up to the last that holds a frame of these.
+
+        as shown      K1 2 3 4          wanted = 1 2: K, 4, 2, 1 are decoded
+        as decoded    K4 2 1 3
+    """
+    first, last = min(wanted), min(max(wanted), len(track.numbers) - 1)
+    key = first // gop * gop  # no frame is predicted across key frames, so these have the same place in both orders
+    missing = last - key + 1
+    decoder = thread_decoder(track.parameters)
+    for place in range(key, len(track.numbers)):
+        packet = av.Packet(data[track.offsets[place] : track.offsets[place + 1]])
+        packet.pts = track.numbers[place]
+        missing -= packet.pts <= last
+        frames = decoder.decode(packet)
+        if not missing:
+            frames += decoder.decode(None)  # which it has kept for their order
         for frame in frames:
             assert frame.pts is not None
-            yield round((frame.pts - start) * frames_per_tick), frame
-        if missing == 0:
+            yield frame.pts, frame
+        if not missing:
             return
+
+
+DECODERS = threading.local()
+
+
+def thread_decoder(parameters: bytes) -> VideoCodecContext:
+    """This thread's decoder of H.264 with these parameters, fresh. It is kept, as opening one takes as long as two frames."""
+    decoder: VideoCodecContext | None = getattr(DECODERS, "kept", None)
+    if decoder is not None and decoder.extradata == parameters:
+        decoder.flush_buffers()
+        return decoder
+    DECODERS.kept = decoder = VideoCodecContext.create("h264", "r")
+    decoder.extradata = parameters
+    decoder.thread_type, decoder.thread_count = "NONE", 1  # pyright: ignore[reportAttributeAccessIssue]
+    return decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """What an mp4 of ours says of its frames, which lie in it in the order of decoding."""
+
+    numbers: list[int]  # of the frames, in the order in which they are shown
+    offsets: list[int]  # of each frame's first byte, and of the first behind them all
+    parameters: bytes  # the decoder's
+
+
+def read_track(data: bytes) -> Track:
+    """Of a file that Encoder wrote. Raises BadVideo for any other.
+
+    Its layout is known: a demuxer, which finds out what is in a file and can read any, takes a sixth of a clip's time.
+    """
+    try:
+        span = (0, len(data))
+        for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
+            span = boxes(data, *span)[name]
+        table = boxes(data, *span)
+        [_, size_of_all, count], sizes = np.split(words(data, table[b"stsz"]), [3])
+        if not 0 < count < len(data):
+            raise ValueError
+        times = np.cumsum(repeated(words(data, table[b"stts"]), count))  # when each is shown, but for a constant
+        if b"ctts" in table:
+            times += repeated(words(data, table[b"ctts"]), count)
+        chunks = words(data, table[b"stco"])[2:]
+        offsets = chunks[0] + np.cumsum(np.append(0, np.full(count, size_of_all) if size_of_all else sizes))
+        if len(offsets) != count + 1 or (offsets[offsets.searchsorted(chunks)] != chunks).any():
+            raise ValueError
+        entry, end = boxes(data, table[b"stsd"][0] + 8, table[b"stsd"][1])[b"avc1"]
+        start, end = boxes(data, entry + 78, end)[b"avcC"]
+    except (KeyError, IndexError, ValueError, struct.error):
+        raise BadVideo("does not decode (Invalid data found: not an mp4 of one H.264 video as packed)") from None
+    numbers = times.argsort().argsort()
+    return Track(numbers=numbers.tolist(), offsets=offsets.tolist(), parameters=data[start:end])
+
+
+def boxes(data: bytes, start: int, end: int) -> dict[bytes, tuple[int, int]]:
+    """The boxes in a part of an mp4: {name: (start, end) of its contents}."""
+    found = {}
+    while start < end:
+        size, name = struct.unpack_from(">I4s", data, start)
+        if size < 8:
+            raise ValueError
+        found[name] = (start + 8, start + size)
+        start += size
+    return found
+
+
+def words(data: bytes, span: tuple[int, int]) -> np.ndarray:
+    """The 32-bit numbers that fill a box."""
+    start, end = span
+    return np.frombuffer(data, ">i4", (end - start) // 4, start).astype(np.int64)
+
+
+def repeated(table: np.ndarray, count: int) -> np.ndarray:
+    """A box's (times, value) pairs -> each value so many times, `count` in all. Raises ValueError if they are not so many."""
+    times, values = table[2:].reshape(-1, 2).T
+    if times.sum() != count:
+        raise ValueError
+    return np.repeat(values, times)

@@ -1,15 +1,27 @@
 """jobs.bench: its variants compute what they are said to, and it measures them. How fast they are is no test's business."""
 
 import json
+from contextlib import closing
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from videos import level, listing_of, numbered_planes, pack, write_video
 
 from grurcn.gru import ConvGRU
 from jobs.bench import main
 from jobs.bench_model import Limit, Model, SixProducts, UsualCell, bench_model, peak_memory, with_ratios
 from jobs.bench_order import OrderBench, mix_error, mixing
+from jobs.bench_pack import Pack
+from jobs.bench_read import Cost, Read, order_of, ratio, rgb_clip
+from jobs.bench_read import Limit as ReadLimit
+from jobs.bench_train import TrainBench, rows_of
+from shards.clips import ClipConfig
+from shards.index import Index
+from shards.stream import train_batches
+from shards.video import Packing
 
 TINY = (("one", 6, 8, 4, 3), ("two", 1, 8, 6, 1))
 
@@ -125,3 +137,106 @@ def test_mixing_is_set_beside_a_perfect_shuffle():
 def test_a_batch_that_loader_workers_cannot_share_is_refused():
     with pytest.raises(ValueError, match="a rank's batch of 6 cannot be shared by 4 loader workers"):
         OrderBench(batch=6)
+
+
+# Reading
+
+
+def test_reading_is_measured_beside_the_usual_way_and_the_limit(tmp_path, capsys):
+    job = Read(
+        num_videos=3, seconds=1, frames=4, batch=2, batches=2, repeats=1, small_videos=6, small_batches=20,
+        json=tmp_path / "read.json",
+    )  # fmt: skip
+    assert main(job) == 0
+    clips, large, small, threads, memory = json.loads((tmp_path / "read.json").read_text())["tables"].values()
+    assert [row["what"] for row in clips] == ["ours", "usual way", "limit"]
+    assert all(row["ours / this, per core"] > 0 for row in clips)
+    for rows in (large, small):
+        assert rows[0]["ours / this"] == 1
+        assert all(row["a second"] > 0 and row["per core"] > 0 for row in rows)
+    assert [row["what"] for row in threads] == ["1 decode threads", "2 decode threads"]
+    assert float(memory[2]["measured"]) > 0
+    assert "Random clips of 4 frames, 3 videos" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_the_limit_of_reading_decodes_the_frames_that_ours_gives(stride, tmp_path):
+    packing = Packing(width=32, height=32, gop=4)
+    index = Index(pack(tmp_path / "shards", listing_of(tmp_path / "videos", [30, 31, 40, 33]), packing), "train")
+    job, clips = Read(frames=5, batch=2, batches=3), ClipConfig(num_frames=5, stride=stride, size=16)
+    limit = ReadLimit(index, clips, job)
+    with closing(train_batches(index, clips, order_of(index, 2), rank=0, world_size=1)) as batches:
+        frames = torch.cat([batch.frames for _, batch in islice(batches, 4, 7)]).numpy()
+    assert limit.decode() == len(frames) == 6
+    for (decoder, packets), wanted in zip(limit.clips, frames, strict=True):
+        found = [frame for packet in packets for frame in decoder.decode(packet)] + decoder.decode(None)
+        decoder.flush_buffers()
+        planes = [frame.to_ndarray() for frame in found]
+        assert all(any(np.array_equal(frame, plane) for plane in planes) for frame in wanted)
+        assert packets[0].is_keyframe
+
+
+def test_the_usual_way_gives_consecutive_frames(tmp_path):
+    data = write_video(tmp_path / "video.mp4", numbered_planes(30), codec="libx264").read_bytes()
+    for seed in range(10):
+        clip = rgb_clip(data, 4, np.random.default_rng(seed))
+        numbers = [round((luma - level(0)) / (level(1) - level(0)) * 219 / 255) for luma in clip.mean(axis=(1, 2, 3))]
+        assert np.diff(numbers).tolist() == [1, 1, 1]
+
+
+def test_a_ratio_is_the_median_of_the_turns():
+    def costs(*cores):
+        return [Cost(clock=2 * core, core=core) for core in cores]
+
+    found = {"slow": costs(8.0, 4.0, 6.0), "fast": costs(1.0, 2.0, 2.0)}
+    assert ratio(found, slower="slow", faster="fast") == 3
+
+
+def test_reading_nothing_is_refused():
+    with pytest.raises(ValueError, match="wanted at least one of everything that is counted"):
+        Read(batches=0)
+
+
+def test_packing_is_set_beside_bare_ffmpeg_and_its_memory_beside_four_times_the_videos(tmp_path):
+    json_file = tmp_path / "pack.json"
+    assert main(Pack(num_videos=3, seconds=1, cores=2, repeats=1, json=json_file)) == 0
+    speed, memory = json.loads(json_file.read_text())["tables"].values()
+    assert [row["what"] for row in speed] == ["ours", "bare ffmpeg"]
+    assert speed[1]["ours / this"] == pytest.approx(speed[0]["videos a second"] / speed[1]["videos a second"])
+    assert [row["times the first"] > 0 for row in memory] == [True, True]
+
+
+def test_training_is_measured_with_its_loader_and_without_and_from_a_slow_store(tmp_path):
+    json_file = tmp_path / "train.json"
+    job = TrainBench(
+        workers=0,
+        width=1 / 32,
+        size=64,
+        num_videos=6,
+        seconds=1,
+        turns=1,
+        steps=2,
+        demo_steps=2,
+        delay_seconds=0.01,
+        json=json_file,
+    )
+    assert main(job) == 0
+    paper, small = json.loads(json_file.read_text())["tables"].values()
+    assert [row["batches from"] for row in paper] == ["loader", "one batch in memory"]
+    assert [row["batches from"] for row in small] == ["10 ms an answer", "folder"]
+    for row in (*paper, *small):
+        assert row["clips a second"] > 0
+        assert 0 <= float(row["waiting for data"].rstrip("%")) <= 100
+    assert paper[0]["first / this"] == 1
+
+
+def test_the_ratio_of_two_readers_as_worked_by_hand():
+    """Turns of 1 + 3 steps, of which the first does not count: 2 s and 4 s a step, then 3 s and 3 s; the last turn is cut off."""
+    record: dict[str, Any] = {
+        "ours": [[(9, 1), (2, 0), (2, 1), (2, 0)], [(9, 1), (3, 0), (3, 0), (3, 0)], [(9, 1)]],
+        "theirs": [[(9, 1), (4, 0), (4, 0), (4, 0)], [(9, 1), (3, 0), (3, 3), (3, 0)]],
+    }
+    ours, theirs = rows_of(record, global_batch=10, num_turns=2, wanted="more")
+    assert ours["clips a second"] == 4  # a step takes 2.5 s
+    assert theirs["first / this"] == 1.5  # 2 and 1
+    assert (ours["waiting for data"], theirs["waiting for data"]) == ("6.67%", "14.29%")
