@@ -5,8 +5,10 @@ A worker function takes one dictionary (the job), to which this file adds "devic
 caller. What it raises reaches the caller as it was raised.
 """
 
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +89,7 @@ def run_workers(
             logging_config=LoggingConfig(log_level="CRITICAL"),  # what fails is raised, in one piece
         ),
     )
-    with Listener(mailbox, listen):
+    with Listener(mailbox, listen), same_ctrl_c_after():
         try:
             result = trainer.fit().return_value
         except WorkerGroupError as error:
@@ -96,6 +98,19 @@ def run_workers(
             raise KeyboardInterrupt from None
     assert result is not None
     return result
+
+
+@contextmanager
+def same_ctrl_c_after() -> Iterator[None]:
+    """Ray Train answers Ctrl-C for good: after its run the handler would call for a controller that is no more."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run_here(

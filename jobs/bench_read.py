@@ -5,8 +5,9 @@
     limit        libavcodec alone: the packets that ours must decode for the same clips, taken out of the videos beforehand,
                  one after the other into a decoder that stays open
 
-All is measured in turns, and per core: in seconds that the process computed (all of its threads), so that a busy machine
-and waiting do not count; where side by side is what is measured, in seconds of the clock. Ratios are medians of the turns.
+All is measured in turns, and per core: in seconds that the process computed (all of its threads, on one core), so that a
+busy machine and waiting do not count; where side by side is what is measured, in seconds of the clock. Ratios are medians of
+the turns.
 What belongs to webdataset runs in a process of its own, which has none of our settings.
 """
 
@@ -17,9 +18,9 @@ import subprocess
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -126,6 +127,21 @@ def another_process() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
+@contextmanager
+def one_core() -> Iterator[None]:
+    """This thread, and all threads and processes that it starts in the block, on one core: two cores of a virtual machine are
+    often halves of one, and then the same work costs more of them when both compute."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def measured(function: Callable[[], int]) -> Cost:
     """What each of the items cost that function() says it did."""
     clock, core = time.perf_counter(), time.process_time()
@@ -161,7 +177,7 @@ def rates(costs: dict[str, list[Cost]], name: str) -> dict[str, float]:
 def clips_beside(index: Index, as_they_came: Path, job: Read) -> list[dict[str, Any]]:
     clips = ClipConfig(num_frames=job.frames)
     limit = Limit(index, clips, job)
-    with another_process() as other:
+    with one_core(), another_process() as other:
         works = {
             "ours": lambda: ours(index, clips, job, decode_threads=1),
             "usual way": lambda: other.submit(usual_way, as_they_came, job).result(),

@@ -45,6 +45,7 @@ def test_two_workers_train_from_a_store_to_the_losses_of_one_and_evaluate_each_v
     alone = losses(run_train(shards, storage, "one-worker"))
     result = run_train(s3, storage, "two-workers", on=Workers(workers=2), zero=2)
     assert losses(result) == pytest.approx(alone, rel=1e-5)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # Ray's own is gone with the run
 
     runs = MlflowClient(result["tracking_uri"]).search_runs(["1"], "attributes.run_name = 'two-workers'")
     assert len(runs) == 1  # rank 1 made none
