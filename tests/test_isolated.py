@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,9 +67,16 @@ def in_the_middle(packer: VideoPacker, action: Callable[[psutil.Process], object
     """Does something to the helper as soon as it encodes. Gives back the helper and its encoder, and waits for their end."""
     seen: list[psutil.Process] = []
 
+    def encodes() -> bool:
+        """A helper's first child asks ffmpeg for its version and is soon gone; it is not the encoder."""
+        if packer.helper is not None:
+            with suppress(psutil.NoSuchProcess):
+                helper = helper_of(packer)
+                seen[:] = [helper, *(child for child in helper.children() if "libx264" in child.cmdline())]
+        return len(seen) == 2
+
     def watch() -> None:
-        wait_until(lambda: packer.helper is not None and helper_of(packer).children())
-        seen.extend([helper_of(packer), *helper_of(packer).children()])
+        wait_until(encodes)
         action(seen[0])
 
     thread = threading.Thread(target=watch)
