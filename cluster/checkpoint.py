@@ -1,17 +1,25 @@
 """A checkpoint that loads at any world size and any ZeRO stage: the whole state by parameter name.
 
-    model.safetensors       NAME                weights (float32) and buffers, whole
-    optimizer.safetensors   NAME/exp_avg, ...   optimizer state, whole, of the same shape as its parameter
-    state.json              format, step counts, loss scale, the caller's meta, SHA-256 of the two files
+    STORE/frozen.safetensors                        NAME                weights that are not trained: once for all checkpoints
+    STORE/checkpoint-00000120/model.safetensors     NAME                the other weights (float32), and buffers, whole
+                              optimizer.safetensors NAME/exp_avg, ...   optimizer state, whole, of the same shape as its parameter
+                              state.json            format, step counts, loss scale, the caller's meta, the best model so far,
+                                                    and the SHA-256 of each file that belongs to it
 
-DeepSpeed's own checkpoints are one pickle a rank and refuse another number of ranks. Here a tensor that is
-cut over the ranks is gathered, one parameter at a time (rank 0 keeps the whole on its CPU), and cut again
-when it is read. Buffers are rank 0's.
+DeepSpeed's own checkpoints are one pickle a rank and refuse another number of ranks. Here a tensor that is cut over the ranks
+is gathered, one parameter at a time (rank 0 keeps the whole on its CPU), and cut again when it is read. Buffers are rank 0's.
+
+Training waits while take_snapshot copies; write_snapshot then works from that copy, in a thread of rank 0. state.json is
+written last and is what makes a checkpoint of its folder, in a folder and in an object store alike.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+import posixpath
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,71 +32,228 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from cluster.engine import loss_scale, set_loss_scale
+from shards.store import NoFile, Store, open_store
 
-FORMAT = 1
+FORMAT = 2
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+FROZEN = "frozen.safetensors"  # beside the checkpoints' folders
 
 
-def write_state(engine: DeepSpeedEngine, folder: Path, meta: dict) -> None:
-    """Write weights, optimizer state and `meta` (what JSON can hold) into `folder`; all ranks call it.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's folder in a store. Files are named as seen from it: model.safetensors, ../frozen.safetensors."""
 
-    When it returns, on any rank, rank 0 has written all files, state.json last. Not atomic: give it a
-    temporary folder. The place to call it is after engine.step(): gradients of half a step are not kept.
+    store: Store
+    name: str
+
+    @classmethod
+    def at(cls, url: str | Path) -> "Checkpoint":
+        """The checkpoint in the folder of that path or URL."""
+        parent, _, name = str(url).rstrip("/").rpartition("/")
+        return cls(open_store(parent or "."), name)
+
+    @property
+    def url(self) -> str:
+        return f"{self.store.url}/{self.name}"
+
+    def place(self, file: str) -> str:
+        """A file's name in the store."""
+        return posixpath.normpath(f"{self.name}/{file}")
+
+    def state(self) -> dict[str, Any]:
+        """state.json. Raises ValueError if it is missing, no JSON, or of another format."""
+        path = f"{self.url}/{STATE}"
+        try:
+            state = json.loads(self.store.read_file(self.place(STATE)))
+            found = state["format"]
+        except NoFile:
+            raise ValueError(
+                f"{path}: no such file, so this is no complete checkpoint; name a folder that has one"
+            ) from None
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{path}: not a checkpoint's state ({error!r}); resume from an earlier checkpoint"
+            ) from error
+        if found != FORMAT:
+            raise ValueError(f"{path}: format {found} found, {FORMAT} wanted; read it with the version that wrote it")
+        return state
+
+    @contextmanager
+    def fetched(self, file: str, wanted: str) -> Iterator[Path]:
+        """The file on this machine's disk. Raises ValueError if it is missing or its SHA-256 is not `wanted`."""
+        path = f"{self.store.url}/{self.place(file)}"
+        try:
+            with self.store.fetched(self.place(file)) as local:
+                found = file_sha256(local)
+                if found != wanted:
+                    raise ValueError(
+                        f"{path}: SHA-256 {found[:12]}... found, {wanted[:12]}... wanted: the file has changed since it "
+                        "was written; copy it again or resume from an earlier checkpoint"
+                    )
+                yield local
+        except NoFile:
+            raise ValueError(f"{path}: no such file, but {STATE} names it; copy it again or take another") from None
+
+    def check(self) -> None:
+        """Raises ValueError unless all files of the checkpoint are there and as they were written."""
+        for file, wanted in self.state()["sha256"].items():
+            with self.fetched(file, wanted):
+                pass
+
+    def copy_to(self, folder: Path, with_shared: bool) -> None:
+        """Copies its folder into another one; also, if wanted, the file that it shares with others. Raises ValueError."""
+        state = self.state()
+        (folder / self.name).mkdir(parents=True)
+        for file, wanted in state["sha256"].items():
+            if with_shared or "/" not in file:
+                with self.fetched(file, wanted) as local:
+                    shutil.copyfile(local, folder / self.place(file))
+        (folder / self.place(STATE)).write_text(json.dumps(state, indent=1))
+
+    def weight_files(self, best: bool = False) -> dict[str, str]:
+        """The files that make the model, each with its SHA-256: of the checkpoint itself, or of the best model so far."""
+        state = self.state()
+        files = {file: state["sha256"][file] for file in state["weights"]}
+        if best and state["best"]["sha256"] != files[MODEL]:
+            del files[MODEL]
+            files[f"../{checkpoint_name(state['best']['step'])}/{MODEL}"] = state["best"]["sha256"]
+        return files
+
+    def weights(self, best: bool = False) -> dict[str, Tensor]:
+        """The model's state_dict, on the CPU: of the checkpoint itself, or of the best model so far. Raises ValueError."""
+        weights: dict[str, Tensor] = {}
+        for file, wanted in self.weight_files(best).items():
+            with self.fetched(file, wanted) as local:
+                weights |= load_file(local)
+        return weights
+
+
+def checkpoint_name(step: int) -> str:
+    return f"checkpoint-{step:08}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The state of a training at one moment, whole, on rank 0's CPU."""
+
+    weights: dict[str, Tensor]  # trainable ones and buffers
+    frozen: dict[str, Tensor] | None  # None: they are in the store already
+    moments: dict[str, Tensor]
+    about: dict[str, Any]  # of the optimizer and the loss scale, for state.json
+
+
+def take_snapshot(engine: DeepSpeedEngine, with_frozen: bool) -> Snapshot | None:
+    """A copy of the state, on rank 0; None on the others. All ranks call it, with equal arguments.
+
+    The place to call it is after engine.step(): gradients of half a step are not kept.
     """
-    weights = _keep_on_rank_0(_weights(engine))
+    trainable = set(_names(engine).values())
+    is_kept = lambda name: with_frozen or name in trainable  # noqa: E731
+    weights = _keep_on_rank_0(_weights(engine, is_kept))
     moments = _keep_on_rank_0(_moments(engine))
-    if dist.get_rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / MODEL)
-        save_file(moments, folder / OPTIMIZER)
-        state = {
-            "format": FORMAT,
+    if dist.get_rank() != 0:
+        return None
+    frozen = {name for name, parameter in _module(engine).named_parameters() if not parameter.requires_grad}
+    return Snapshot(
+        weights={name: tensor for name, tensor in weights.items() if name not in frozen},
+        frozen={name: tensor for name, tensor in weights.items() if name in frozen} if with_frozen else None,
+        moments=moments,
+        about={
             "optimizer": type(_torch_optimizer(engine)).__name__,
-            "trainable": sorted(_names(engine).values()),
+            "trainable": sorted(trainable),
             "step_counts": _step_counts(engine),
             "loss_scale": loss_scale(engine),
-            "meta": meta,
-            "sha256": {name: file_sha256(folder / name) for name in (MODEL, OPTIMIZER)},
-        }
-        (folder / STATE).write_text(json.dumps(state, indent=1))
-    dist.barrier()
+        },
+    )
 
 
-def read_state(engine: DeepSpeedEngine, folder: Path) -> dict:
-    """Put weights, optimizer state and loss scale of `folder` into `engine`; give back their `meta`.
+def write_frozen(snapshot: Snapshot, store: Store) -> str | None:
+    """Writes the weights that are not trained beside the checkpoints, and gives back their SHA-256; None if all are trained."""
+    assert snapshot.frozen is not None
+    return write_tensors(store, FROZEN, snapshot.frozen) if snapshot.frozen else None
 
-    All ranks call it, each with a folder that holds the three files. Raises ValueError, with the engine
-    unchanged, if a file is missing or damaged, or was written for another model, optimizer or format.
+
+def write_snapshot(
+    snapshot: Snapshot,
+    checkpoint: Checkpoint,
+    frozen_sha256: str | None,
+    meta: dict[str, Any],
+    best: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes a checkpoint; gives back its state, which is there, as state.json, once all else is.
+
+    meta: what JSON can hold, "step" among it. best: what is known of the best model so far, "step" among it, and its
+    "sha256" where it is another checkpoint's.
     """
-    state = _read_state_file(folder)
-    for name in (MODEL, OPTIMIZER):
-        _check_file(folder, name, state)
-    _check_optimizer(folder, engine, state)
-    with (
-        safe_open(folder / MODEL, framework="pt") as model,
-        safe_open(folder / OPTIMIZER, framework="pt") as optimizer,
-    ):
-        _check_weights(folder / MODEL, engine, model)
-        _set_weights(engine, model)
-        _set_moments(engine, optimizer, state["step_counts"])
+    store, shared = checkpoint.store, f"../{FROZEN}"
+    store.delete([checkpoint.place(STATE)])  # a step done again, after a restart from an older checkpoint
+    sha256 = {
+        MODEL: write_tensors(store, checkpoint.place(MODEL), snapshot.weights),
+        OPTIMIZER: write_tensors(store, checkpoint.place(OPTIMIZER), snapshot.moments),
+        **({shared: frozen_sha256} if frozen_sha256 else {}),
+    }
+    state = {
+        "format": FORMAT,
+        **snapshot.about,
+        "meta": meta,
+        "best": best and {"sha256": sha256[MODEL], **best},
+        "weights": [MODEL, *([shared] if frozen_sha256 else [])],
+        "sha256": sha256,
+    }
+    with store.written(checkpoint.place(STATE)) as file:
+        file.write(json.dumps(state, indent=1).encode())
+    return state
+
+
+def write_tensors(store: Store, name: str, tensors: Mapping[str, Tensor]) -> str:
+    """A safetensors file; gives back its SHA-256."""
+    data = save(
+        dict(tensors)
+    )  # not save_file, which puts another file, for this user alone, into the place of the one given
+    with store.written(name) as file:
+        file.write(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_state(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Puts weights, optimizer state and loss scale into `engine`, and gives back the whole state. All ranks call it.
+
+    Raises ValueError, with the engine unchanged, if a file is missing or damaged, or was written for another model, optimizer
+    or format.
+    """
+    state = checkpoint.state()
+    with ExitStack() as open_files:
+        files = {
+            file: open_files.enter_context(
+                safe_open(open_files.enter_context(checkpoint.fetched(file, wanted)), framework="pt")
+            )
+            for file, wanted in state["sha256"].items()
+        }
+        _check_optimizer(checkpoint, engine, state)
+        weights = Tensors([files[file] for file in state["weights"]])
+        _check_weights(f"{checkpoint.url}/{MODEL}", engine, weights)
+        _set_weights(engine, weights)
+        _set_moments(engine, files[OPTIMIZER], state["step_counts"])
     if state["loss_scale"] and loss_scale(engine):
         set_loss_scale(engine, **state["loss_scale"])
-    return state["meta"]
+    return state
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The model's state_dict, on the CPU. Raises ValueError if the file is missing or damaged."""
-    _check_file(folder, MODEL, _read_state_file(folder))
-    return load_file(folder / MODEL)
+class Tensors:
+    """Several safetensors files, read as one."""
 
+    def __init__(self, files: list[Any]):
+        self.file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118  # no dictionary
 
-def read_meta(folder: Path) -> dict:
-    """The `meta` that write_state was given."""
-    return _read_state_file(folder)["meta"]
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self.file_of.items()}
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self.file_of[name].get_tensor(name)
 
 
 # At ZeRO 0 a parameter is whole and its optimizer state is the torch optimizer's. From ZeRO 1 on the
@@ -145,10 +310,11 @@ def _keep_on_rank_0(tensors: Iterator[tuple[str, Tensor]]) -> dict[str, Tensor]:
     return kept
 
 
-def _weights(engine: DeepSpeedEngine) -> Iterator[tuple[str, Tensor]]:
+def _weights(engine: DeepSpeedEngine, is_kept: Callable[[str], bool]) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in _module(engine).named_parameters():
-        with zero.GatheredParameters([parameter], enabled=_is_cut(parameter)):
-            yield name, parameter
+        if is_kept(name):
+            with zero.GatheredParameters([parameter], enabled=_is_cut(parameter)):
+                yield name, parameter
     yield from _buffers(_module(engine)).items()
 
 
@@ -181,12 +347,12 @@ def _step_counts(engine: DeepSpeedEngine) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _set_weights(engine: DeepSpeedEngine, file: Any) -> None:
+def _set_weights(engine: DeepSpeedEngine, weights: Tensors) -> None:
     for name, parameter in _module(engine).named_parameters():
         with zero.GatheredParameters([parameter], modifier_rank=0, enabled=_is_cut(parameter)):  # cut again on leaving
-            parameter.copy_(file.get_tensor(name))
+            parameter.copy_(weights.get_tensor(name))
     for name, buffer in _buffers(_module(engine)).items():
-        buffer.copy_(file.get_tensor(name))
+        buffer.copy_(weights.get_tensor(name))
     if engine.zero_optimization_stage() > 0:
         optimizer: Any = engine.optimizer
         optimizer.refresh_fp32_params()  # the optimizer's flat copy follows the model's weights
@@ -260,55 +426,29 @@ def _piece(parameter: Any, whole: Tensor) -> Tensor:
 # Checking
 
 
-def _read_state_file(folder: Path) -> dict:
-    path = folder / STATE
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file, so this is no complete checkpoint; name a folder that has one")
-    try:
-        state = json.loads(path.read_text())
-        found = state["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a checkpoint's state ({error!r}); resume from an earlier checkpoint") from error
-    if found != FORMAT:
-        raise ValueError(f"{path}: format {found} found, {FORMAT} wanted; read it with the version that wrote it")
-    return state
-
-
-def _check_file(folder: Path, name: str, state: dict) -> None:
-    path, wanted = folder / name, state["sha256"][name]
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file, but {STATE} names it; copy the folder again or take another")
-    found = file_sha256(path)
-    if found != wanted:
-        raise ValueError(
-            f"{path}: SHA-256 {found[:12]}... found, {wanted[:12]}... wanted: the file has changed since it "
-            "was written; copy the folder again or resume from an earlier checkpoint"
-        )
-
-
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_optimizer(folder: Path, engine: DeepSpeedEngine, state: dict) -> None:
+def _check_optimizer(checkpoint: Checkpoint, engine: DeepSpeedEngine, state: dict) -> None:
     wanted = type(_torch_optimizer(engine)).__name__
     if state["optimizer"] != wanted:
         raise ValueError(
-            f"{folder / OPTIMIZER}: written by {state['optimizer']}, but this run uses {wanted}; "
+            f"{checkpoint.url}/{OPTIMIZER}: written by {state['optimizer']}, but this run uses {wanted}; "
             "use the same optimizer or start a new run from the weights alone"
         )
     saved, trainable = set(state["trainable"]), set(_names(engine).values())
     if saved != trainable:
         differences = _some("only there", saved - trainable) + _some("only here", trainable - saved)
         raise ValueError(
-            f"{folder / STATE}: trained other parameters than this run: {differences}"
+            f"{checkpoint.url}/{STATE}: trained other parameters than this run: {differences}"
             "freeze the same ones or start a new run from the weights alone"
         )
 
 
-def _check_weights(path: Path, engine: DeepSpeedEngine, file: Any) -> None:
-    found = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
+def _check_weights(path: str, engine: DeepSpeedEngine, weights: Tensors) -> None:
+    found = weights.shapes()
     wanted = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in _module(engine).named_parameters()}
     wanted |= {name: tuple(buffer.shape) for name, buffer in _buffers(_module(engine)).items()}
     if found == wanted:

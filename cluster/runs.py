@@ -1,29 +1,41 @@
 """A run's folder in the storage: who it is, its checkpoints, and which is the newest that is whole.
 
     STORAGE/NAME/run.json                the run's identity: recipe, data, MLflow run; written once
-    STORAGE/NAME/checkpoint-00000120/     model.safetensors, optimizer.safetensors, state.json (checkpoint.py)
-                         best.safetensors, best.json        the weights of the best validation so far, and what it gave
-    STORAGE/NAME/finished.json           what came out; there once the run has ended
+                 frozen.safetensors      the weights that are not trained
+                 checkpoint-00000120/    model.safetensors, optimizer.safetensors, state.json (checkpoint.py)
+                 checkpoint-00000080/    model.safetensors alone, if that is the best model so far and its step is an old one
+                 finished.json           what came out; there once the run has ended
 
-A checkpoint is written into a hidden folder and renamed. It holds all that is needed to go on or to evaluate, so keeping the
-newest few keeps the best model too. Ray Train uses the same folder as its own storage for the run.
+STORAGE is a folder or the URL of an object store. A checkpoint holds, or names, all that is needed to go on or to evaluate.
 """
 
 import json
-import os
+import re
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deepspeed import DeepSpeedEngine
-from safetensors.torch import load_file
 from torch import Tensor, distributed
 
-from cluster.checkpoint import MODEL, STATE, file_sha256, read_meta, read_weights, write_state
+from cluster.checkpoint import (
+    FROZEN,
+    MODEL,
+    STATE,
+    Checkpoint,
+    Snapshot,
+    checkpoint_name,
+    take_snapshot,
+    write_frozen,
+    write_snapshot,
+)
+from shards.store import NoFile, Store, open_store
 
-BEST, BEST_ABOUT = "best.safetensors", "best.json"
-RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
+IDENTITY, RESULT = "run.json", "finished.json"
 
 
 class OtherRun(ValueError):
@@ -43,66 +55,152 @@ class Identity:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder STORAGE/NAME."""
+    """STORAGE/NAME, by its path or URL."""
 
-    path: Path
+    url: str
+
+    @cached_property
+    def store(self) -> Store:
+        return open_store(self.url)
+
+    @property
+    def storage(self) -> str:
+        return self.url.rpartition("/")[0]
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
 
     def identity(self) -> Identity | None:
         """None for a run that has not begun."""
-        content = read_json(self.path / "run.json")
+        content = read_json(self.store, IDENTITY)
         return None if content is None else Identity(**content)
 
     def begin(self, identity: Identity) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / "run.json", asdict(identity))
+        write_json(self.store, IDENTITY, asdict(identity))
 
     def prepare(self) -> None:
         """Clears away what a killed run left half-written."""
-        for leftover in self.path.glob(".*.partial"):
-            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink()
-        # Ray would insist on every checkpoint that it ever knew; the folder itself says which there are.
-        (self.path / RAY_SNAPSHOT).unlink(missing_ok=True)
+        self.store.delete([name for name in self.store.names() if name.endswith(".partial")])
 
     def result(self) -> dict[str, Any] | None:
         """What finished.json says; None for a run that is not finished."""
-        return read_json(self.path / "finished.json")
+        return read_json(self.store, RESULT)
 
     def finish(self, result: dict[str, Any]) -> None:
-        write_json(self.path / "finished.json", result)
+        write_json(self.store, RESULT, result)
 
-    def checkpoints(self) -> list[Path]:
+    def checkpoints(self) -> list[Checkpoint]:
         """The complete ones, oldest first."""
-        return sorted(path for path in self.path.glob("checkpoint-*") if (path / STATE).is_file())
+        names = [name.removesuffix(f"/{STATE}") for name in self.store.names() if name.endswith(f"/{STATE}")]
+        return [Checkpoint(self.store, name) for name in sorted(names, key=step_of) if step_of(name) >= 0]
 
-    def newest(self) -> Path | None:
+    def newest(self) -> Checkpoint | None:
         return next(reversed(self.checkpoints()), None)
 
-    def save(
-        self, engine: DeepSpeedEngine, step: int, meta: dict[str, Any], best: dict[str, Any] | None, keep: int
-    ) -> Path:
-        """Writes the checkpoint of a step and drops all but the newest `keep`. Every rank calls it.
+    def newest_whole(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint of which every file is there and as it was written; damaged ones are warned of and passed over.
 
-        best: what validation gave, if these weights are the best so far; else the best are those of the checkpoint before.
-        Raises OSError, with nothing left under a final name, if the disk is full.
+        Raises ValueError if there are checkpoints and all are damaged: a run is not begun anew in silence.
         """
-        final = self.path / f"checkpoint-{step:08}"
-        partial = self.path / f".{final.name}.partial"
-        write_state(engine, partial, meta)
-        if distributed.get_rank() == 0:
-            before = self.newest()
-            if best is not None:
-                link_or_copy(partial / MODEL, partial / BEST)
-                write_json(partial / BEST_ABOUT, {**best, "step": step, "sha256": file_sha256(partial / MODEL)})
-            elif before is not None and read_best(before) is not None:
-                link_or_copy(before / BEST, partial / BEST)
-                link_or_copy(before / BEST_ABOUT, partial / BEST_ABOUT)
-            if final.exists():  # a step done again after a restart from an older checkpoint
-                shutil.rmtree(final)
-            partial.rename(final)
-            for old in self.checkpoints()[:-keep]:
-                shutil.rmtree(old)
+        damaged = []
+        for checkpoint in reversed(self.checkpoints()):
+            try:
+                checkpoint.check()
+            except ValueError as error:
+                damaged.append(str(error))
+                warn(f"warning: a damaged checkpoint is passed over: {error}")
+            else:
+                return checkpoint
+        if damaged:
+            raise ValueError(
+                f"{self.url}: every checkpoint is damaged (the newest: {damaged[0]}); restore one, or begin anew under "
+                "another --name"
+            )
+        return None
+
+
+class Saver:
+    """Writes a run's checkpoints in a thread of rank 0, one at a time, while training goes on. Every rank has one."""
+
+    def __init__(self, run: RunFolder, keep: int, state: dict[str, Any] | None = None):
+        """keep: newest checkpoints that stay. state: of the checkpoint that the run goes on from."""
+        self.run, self.keep = run, keep
+        self.frozen_sha256: str | None = state["sha256"].get(f"../{FROZEN}") if state else None
+        self.best: dict[str, Any] | None = state["best"] if state else None
+        self.with_frozen = self.frozen_sha256 is None
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self.writing: Future[None] | None = None
+
+    def save(
+        self,
+        engine: DeepSpeedEngine,
+        step: int,
+        meta: dict[str, Any],
+        best: dict[str, Any] | None,
+        then: Callable[[Checkpoint], None] = lambda _: None,
+    ) -> None:
+        """Copies the state, and begins to write it once the checkpoint before is written. Every rank calls it.
+
+        best: what validation gave, if these weights are the best so far. then: called in the thread, once the checkpoint is
+        there. Raises what writing the one before has raised: OSError for a full disk, ValueError for a store that stays away.
+        """
+        self.wait()
+        snapshot = take_snapshot(engine, self.with_frozen)
+        self.with_frozen = False
+        if snapshot is not None:
+            self.writing = self.thread.submit(self.write, snapshot, step, meta, best, then)
+
+    def write(
+        self,
+        snapshot: Snapshot,
+        step: int,
+        meta: dict[str, Any],
+        best: dict[str, Any] | None,
+        then: Callable[[Checkpoint], None],
+    ) -> None:
+        checkpoint = Checkpoint(self.run.store, checkpoint_name(step))
+        if snapshot.frozen is not None:
+            self.frozen_sha256 = write_frozen(snapshot, self.run.store)
+        self.best = {**best, "step": step} if best is not None else self.best
+        self.best = write_snapshot(snapshot, checkpoint, self.frozen_sha256, meta, self.best)["best"]
+        self.drop_old(step)
+        then(checkpoint)
+
+    def drop_old(self, step: int) -> None:
+        """Deletes what neither the newest checkpoints up to this step nor the best model need."""
+        store = self.run.store
+        kept = {each.name for each in self.run.checkpoints() if step_of(each.name) <= step}
+        kept = set(sorted(kept, key=step_of)[-self.keep :])
+        best = f"{checkpoint_name(self.best['step'])}/{MODEL}" if self.best else ""
+        old = [name for name in store.names() if step_of(name) >= 0 and name.split("/")[0] not in kept and name != best]
+        store.delete([name for name in old if name.endswith(STATE)])  # first, so that no half of one looks whole
+        store.delete([name for name in old if not name.endswith(STATE)])
+
+    def check(self) -> None:
+        """Raises what writing has raised, if it has; does not wait."""
+        if self.writing is not None and self.writing.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until what was saved is written. Raises what writing has raised."""
+        if self.writing is not None:
+            writing, self.writing = self.writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """Waits, on every rank, until all is written."""
+        try:
+            self.wait()
+        finally:
+            self.thread.shutdown()
         distributed.barrier()
-        return final
+
+
+def step_of(name: str) -> int:
+    """The step of a checkpoint's folder, or of a file in it; -1 of anything else."""
+    match = re.fullmatch(r"checkpoint-(\d{8,})(/.*)?", name)
+    return int(match[1]) if match else -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,54 +211,62 @@ class Model:
     meta: dict[str, Any]  # what the training wrote beside them: recipe, classes, data
     step: int  # the step whose weights they are
     best: bool  # the weights of the best validation, not simply the newest
-    checkpoint: Path
+    checkpoint: Checkpoint
 
 
-def load_best(folder: Path) -> Model:
-    """The best model of a run's folder, or of one checkpoint of it; the newest where nothing was validated yet.
+def load_best(url: str | Path) -> Model:
+    """The best model of a run's folder or URL, or of one checkpoint of it; the newest where nothing was validated yet.
 
     Raises ValueError if there is no checkpoint, or its file of weights has changed since it was written.
     """
-    checkpoint = folder if (folder / STATE).is_file() else RunFolder(folder).newest()
+    url = str(url).rstrip("/")
+    run = RunFolder(url)
+    checkpoint = Checkpoint.at(url) if has(run.store, STATE) else run.newest()
     if checkpoint is None:
-        found = "no such folder" if not folder.is_dir() else "no checkpoint in it"
-        raise ValueError(f"{folder}: {found}; wanted a run's folder (STORAGE/NAME) or one of its checkpoints")
-    meta, best = read_meta(checkpoint), read_best(checkpoint)
-    if best is None:
-        return Model(weights=read_weights(checkpoint), meta=meta, step=meta["step"], best=False, checkpoint=checkpoint)
-    found = file_sha256(checkpoint / BEST)
-    if found != best["sha256"]:
-        raise ValueError(
-            f"{checkpoint / BEST}: SHA-256 {found[:12]}... found, {best['sha256'][:12]}... wanted: the file has changed "
-            "since it was written; name another checkpoint of the run"
-        )
-    return Model(weights=load_file(checkpoint / BEST), meta=meta, step=best["step"], best=True, checkpoint=checkpoint)
+        raise ValueError(f"{url}: no checkpoint in it; wanted a run's folder (STORAGE/NAME) or one of its checkpoints")
+    state = checkpoint.state()
+    best = state["best"]
+    return Model(
+        weights=checkpoint.weights(best=best is not None),
+        meta=state["meta"],
+        step=best["step"] if best else state["meta"]["step"],
+        best=best is not None,
+        checkpoint=checkpoint,
+    )
 
 
-def read_best(checkpoint: Path) -> dict[str, Any] | None:
-    """What the best validation before a checkpoint gave; None if there was none."""
-    return read_json(checkpoint / BEST_ABOUT)
+def export_best(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes the best model so far into a folder of its own, from where load_best reads it."""
+    state = checkpoint.state()
+    files = checkpoint.weight_files(best=True)
+    about = {**state, "sha256": {}, "weights": []}
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, wanted in files.items():
+        name = file.rpartition("/")[2]
+        with checkpoint.fetched(file, wanted) as local:
+            shutil.copyfile(local, folder / name)
+        about["weights"].append(name)
+        about["sha256"][name] = wanted
+    write_json(open_store(folder), STATE, about)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under a second name; a copy where the file system has no hard links."""
+def has(store: Store, name: str) -> bool:
+    return store.sizes([name]) != [None]
+
+
+def read_json(store: Store, name: str) -> Any:
+    """None if there is no such file."""
     try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return json.loads(store.read_file(name))
+    except NoFile:
         return None
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); it was changed by hand or belongs to something else") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{store.url}/{name}: not JSON ({error}); it was changed by hand or belongs to something else"
+        ) from None
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(store: Store, name: str, content: Any) -> None:
     """Appears under its name only when it is whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with store.written(name) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())

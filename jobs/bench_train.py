@@ -182,7 +182,7 @@ def beside(
     training = train.Train(
         recipe=recipe,
         shards=shards,
-        storage=folder / "runs",
+        storage=str(folder / "runs"),
         name=Path(shards).parent.name,
         on=Workers(workers=job.workers),
         log_every=num_steps,

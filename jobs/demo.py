@@ -33,6 +33,7 @@ from jobs.command import command_line, finish, run_command
 from jobs.memory import PeakMemory
 from jobs.recipes import RECIPES
 from shards.sources import Folder
+from shards.store import open_store
 from shards.video import Packing
 
 SIZE = 40  # pixels
@@ -90,7 +91,7 @@ def main(job: Demo) -> int:
         "peak_memory_bytes": memory.peak_bytes,
         "folder": str(folder),
     }
-    write_json(folder / "result.json", result)
+    write_json(open_store(folder), "result.json", result)
     show(result)
     finish(
         f"demo finished in {duration(result['seconds'])}, at most {result['peak_memory_bytes'] / 2**30:.1f} GiB of memory; "
@@ -107,10 +108,10 @@ def train_and_evaluate(name: str, folder: Path, workers: int) -> float:
     on = Workers(workers=workers)
     train.main(
         name,
-        train.Train(recipe=RECIPES[name](), shards=shards, storage=runs, experiment="demo", on=on, log_every=40),
+        train.Train(recipe=RECIPES[name](), shards=shards, storage=str(runs), experiment="demo", on=on, log_every=40),
     )
     json_file = folder / f"{name}.json"
-    evaluate.main(evaluate.Evaluate(run=runs / name, shards=shards, clips=3, views=5, json=json_file))
+    evaluate.main(evaluate.Evaluate(run=str(runs / name), shards=shards, clips=3, views=5, json=json_file))
     return json.loads(json_file.read_text())["top1"]
 
 

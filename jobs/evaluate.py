@@ -13,11 +13,10 @@ scores, mlflow_run_id, tracking_uri, seconds.
 """
 
 import dataclasses
-import os
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
@@ -35,7 +34,7 @@ from grurcn.model import GRURCN, build_model, log_mean_vote
 from jobs.command import Flat, command_line, finish, run_command
 from jobs.inputs import model_input
 from jobs.recipes import Recipe
-from jobs.scores import FILE, Row, Scores, write_folder
+from jobs.scores import FILE, Row, Scores, copy_into, write_folder
 from shards.clips import Box, evaluation_views
 from shards.index import Index
 from shards.store import absolute_url
@@ -50,8 +49,8 @@ class OtherData(ValueError):
 class Evaluate:
     """Options of an evaluation."""
 
-    run: Path
-    """Folder of a run (STORAGE/NAME), whose best model is taken, or one checkpoint in it."""
+    run: str
+    """Folder or URL of a run (STORAGE/NAME), whose best model is taken, or one checkpoint in it."""
     shards: str
     """Folder or URL (s3://, gs://, http://) that jobs.make_shards wrote."""
     split: str = "test"
@@ -77,12 +76,11 @@ class Evaluate:
 def main(job: Evaluate) -> int:
     """Checks, evaluates, writes and logs; gives back the exit status."""
     started = time.monotonic()
-    run = job.run.absolute()
-    model, index = load_best(run), Index(job.shards, job.split)
+    model, index = load_best(absolute_url(job.run)), Index(job.shards, job.split)
     views = check(job, model, index)
     check_reachable(model.meta["tracking_uri"])
     worker_job = {
-        "checkpoint": str(model.checkpoint),
+        "checkpoint": model.checkpoint.url,
         "shards": absolute_url(job.shards),
         "split": job.split,
         "clips": job.clips,
@@ -94,20 +92,14 @@ def main(job: Evaluate) -> int:
     with Bar("evaluating", "videos", len(index)) as bar:
 
         def listen(news: News) -> None:
-            bar.move_to(min(len(index), bar.done + news["videos"]))
+            bar.move_to(min(len(index), bar.done + news.get("videos", 0)))
+            if "event" in news:
+                bar.say(news["event"])
 
-        scratch = run_folder(model) / f".evaluating-{os.getpid()}"  # Ray Train's own notes: nothing to keep
-        try:
-            result = run_workers(evaluate_worker, worker_job, job.on, scratch.parent, scratch.name, listen)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        result = run_workers(evaluate_worker, worker_job, job.on, listen)
     scores = Scores(index.info.classes, result.pop("rows"))
     conclude(job, model, scores, result, time.monotonic() - started)
     return 0
-
-
-def run_folder(model: Model) -> Path:
-    return model.checkpoint.parent
 
 
 def check(job: Evaluate, model: Model, index: Index) -> list[tuple[Box, bool]]:
@@ -126,7 +118,7 @@ def check(job: Evaluate, model: Model, index: Index) -> list[tuple[Box, bool]]:
 
 def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
     """This rank's videos -> the scores of all ranks' videos: rows (key, label, scores) and sums over them."""
-    trained = load_best(Path(job["checkpoint"]))
+    trained = load_best(job["checkpoint"])
     recipe, device = Recipe.from_dict(trained.meta["recipe"]), job["device"]
     index = Index(job["shards"], job["split"])
     model = build_model(recipe.model, len(index.info.classes), recipe.seed, in_channels=recipe.clips.channels)
@@ -178,31 +170,37 @@ def conclude(
     seconds: float,
 ) -> None:
     """Writes the scores, logs to MLflow and says what came out."""
-    run = run_folder(model)
-    folder = run / "evaluations" / f"{job.split}-{job.clips}x{job.views}"
+    store = model.checkpoint.store  # of the run
+    name = f"evaluations/{job.split}-{job.clips}x{job.views}"
+    place = f"{store.url}/{name}"
     result = {
-        "run": str(run),
-        "checkpoint": str(model.checkpoint),
+        "run": store.url,
+        "checkpoint": model.checkpoint.url,
         "step": model.step,
         "split": job.split,
         "clips": job.clips,
         "views": job.views,
         **result,
         "per_class": scores.per_class(),
-        "scores": str(folder / FILE),
+        "scores": f"{place}/{FILE}",
         "mlflow_run_id": model.meta["mlflow_run_id"],
         "tracking_uri": model.meta["tracking_uri"],
         "seconds": seconds,
     }
-    write_folder(folder, scores, result)
-    report = Report(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
-    report.metrics(model.step, {f"{job.split}/{key}": result[key] for key in ("loss", "top1", "top5")})
-    report.files(folder, f"evaluations/{folder.name}")
+    with TemporaryDirectory(prefix="grurcn-") as temporary:
+        folder = Path(temporary) / "scores"
+        write_folder(folder, scores, result)
+        copy_into(store, name, folder)
+        report = Report(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
+        report.metrics(model.step, {f"{job.split}/{key}": result[key] for key in ("loss", "top1", "top5")})
+        report.files(folder, name)
+        if not report.close():
+            print(f"warning: MLflow at {report.uri} did not answer; the result is in {place} alone", flush=True)
     which = "best model" if model.best else "newest model"
     finish(
-        f"evaluated the {which} of {run} (step {model.step:,}) on {result['videos']:,} {job.split} videos, {job.clips} clips x "
-        f"{job.views} views, in {duration(seconds)}: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}; scores and "
-        f"per-class accuracy in {folder}",
+        f"evaluated the {which} of {store.url} (step {model.step:,}) on {result['videos']:,} {job.split} videos, {job.clips} "
+        f"clips x {job.views} views, in {duration(seconds)}: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}; scores and "
+        f"per-class accuracy in {place}",
         result,
         job.json,
     )

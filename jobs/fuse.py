@@ -20,6 +20,7 @@ from pathlib import Path
 from cluster.runs import read_json
 from jobs.command import command_line, finish, run_command
 from jobs.scores import FILE, RESULT, Row, Scores, read_scores, scores_file, write_folder
+from shards.store import open_store
 
 
 class OtherVideos(ValueError):
@@ -176,7 +177,7 @@ def check_out(out: Path, paths: Sequence[Path]) -> None:
     if any(path.resolve().is_relative_to(out.resolve()) for path in paths):
         raise ValueError(f"{out}: holds scores that are to be fused; wanted another folder for what comes out")
     found = sorted(path.name for path in out.iterdir()) if out.exists() else []
-    if found and (found != sorted([FILE, RESULT]) or "inputs" not in read_json(out / RESULT)):
+    if found and (found != sorted([FILE, RESULT]) or "inputs" not in read_json(open_store(out), RESULT)):
         raise ValueError(
             f"{out}: holds {', '.join(found[:3])}{', ...' * (len(found) > 3)}; wanted a new folder, or one that "
             "python -m jobs.fuse wrote, which it replaces"

@@ -2,7 +2,7 @@
 
 imagenet                    torchvision's, downloaded once into the cache
 vgg16.pth                   a file with torchvision's parameter names; also https://...#sha256=HEX
-runs/gru-rcn                the best model of a run's folder (STORAGE/NAME), or of one checkpoint in it
+runs/gru-rcn                the best model of a run's folder or s3:// URL (STORAGE/NAME), or of one checkpoint in it
 runs:/0f3a...               the best model of an MLflow run, on the server that tracks this one too
 """
 
@@ -54,8 +54,8 @@ def read_pretrained(source: str, trunk: TrunkName, tracking_uri: str) -> dict[st
     if source.startswith("runs:"):
         return read_mlflow(source, trunk, tracking_uri)
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return trunk_of(load_best(folder), source, trunk)
+    if folder.is_dir() or source.startswith(("s3://", "gs://")):
+        return trunk_of(load_best(source if "://" in source else folder), source, trunk)
     return read_weights(source)
 
 

@@ -22,6 +22,7 @@ import torch
 
 from cluster.runs import write_json
 from grurcn.loss import Tally
+from shards.store import Store, open_store
 
 FILE, RESULT = "scores.parquet", "result.json"
 WANTED = f"the {FILE} of an evaluation by python -m jobs.evaluate; if an older version wrote it, evaluate again"
@@ -92,9 +93,16 @@ def write_folder(folder: Path, scores: Scores, result: dict[str, Any]) -> None:
         schema=SCHEMA.with_metadata({"classes": json.dumps(scores.classes)}),
     )
     pq.write_table(table, partial / FILE)
-    write_json(partial / RESULT, result)
+    write_json(open_store(partial), RESULT, result)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def copy_into(store: Store, name: str, folder: Path) -> None:
+    """Copies what write_folder wrote into a store's folder; result.json last."""
+    for file in (FILE, RESULT):
+        with store.written(f"{name}/{file}") as target:
+            target.write((folder / file).read_bytes())
 
 
 def read_scores(path: Path) -> Scores:

@@ -32,7 +32,7 @@ from jobs.fuse import fuse
 from jobs.recipes import RECIPES, Recipe, changed, over_mobilenet
 from shards.clips import Stream
 from shards.index import Index
-from shards.store import absolute_url
+from shards.store import absolute_url, open_store
 from shards.stream import Reading
 
 RowName = Literal["frames", "rnn", "gru-rcn", "stacked", "bidirectional", "c3d"]
@@ -262,7 +262,7 @@ def run_cell(job: Table1, cell: Cell) -> Path:
     training = train.Train(
         recipe=recipe_of(job, cell),
         shards=cell.shards,
-        storage=job.storage,
+        storage=str(job.storage),
         name=run.name,
         experiment=job.experiment,
         on=job.on,
@@ -270,12 +270,12 @@ def run_cell(job: Table1, cell: Cell) -> Path:
     )
     train.main(ROWS[cell.row].recipes[cell.stream], training)
     folder = evaluation_folder(job, run)
-    evaluated, trained = read_json(folder / "result.json"), RunFolder(run).result()
+    evaluated, trained = read_json(open_store(folder), "result.json"), RunFolder(str(run)).result()
     if evaluated is not None and trained is not None and evaluated["step"] == trained["best_step"]:
         print(f"{run} was evaluated before", flush=True)
         return folder
     evaluation = evaluate.Evaluate(
-        run=run,
+        run=str(run),
         shards=cell.shards,
         clips=job.clips,
         views=job.views,
@@ -349,7 +349,7 @@ def write_table(job: Table1, rows: list[dict[str, Any]]) -> None:
         "seeds": list(job.seeds),
         "rows": rows,
     }
-    write_json(out / "table1.json", result)
+    write_json(open_store(out), "table1.json", result)
     (out / "table1.md").write_text(markdown(rows), encoding="utf-8")
     draw(rows, out / "table1.png")
     print("\n" + markdown(rows))

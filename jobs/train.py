@@ -5,16 +5,19 @@
     ray job submit --working-dir . -- python -m jobs.train gru-rcn --shards /nfs/ucf101 --storage /nfs/runs --workers 8
 
 The same command goes on with an interrupted run at the exact step, on any number of workers that divides the global batch.
-MLflow tracks it: in STORAGE/mlflow.db, or on the server that MLFLOW_TRACKING_URI names.
+With --workers 1:8 a run goes on by itself when workers or machines are lost, with those that are left, and with more when
+they come back. MLflow tracks it: in STORAGE/mlflow.db, or on the server that MLFLOW_TRACKING_URI names.
 
 --json FILE holds: run, name, steps, stopped_early, best_step, val_loss, val_top1, val_top5, mlflow_run_id, tracking_uri, seconds.
 """
 
 import dataclasses
+import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -43,8 +46,8 @@ class Train:
     """Folder or URL (s3://, gs://, http://) that jobs.make_shards wrote, seen by every worker."""
     recipe: Annotated[Recipe, Flat]
     """What the run is; changing any of it makes another run."""
-    storage: Path = Path("runs")
-    """Folder of all runs, seen by every worker."""
+    storage: str = "runs"
+    """Folder or URL (s3://, gs://) of all runs, seen by every worker."""
     name: str | None = None
     """Of the run, its folder in the storage. Default: the recipe's name."""
     experiment: str = "grurcn"
@@ -96,24 +99,25 @@ Worker = Callable[[dict[str, Any]], dict[str, Any]]
 def main(recipe_name: str, job: Train, worker: Worker = train_worker) -> int:
     """Checks, opens the MLflow run, trains, reports; gives back the exit status. worker: what each worker runs."""
     started = time.monotonic()
-    run = RunFolder(job.storage.absolute() / (job.name or recipe_name))
+    run = RunFolder(f"{absolute_url(job.storage)}/{job.name or recipe_name}")
     # Workers run in other folders; and a run is the same wherever it is begun from.
     job = replace(job, recipe=changed(job.recipe, model={"weights": absolute(job.recipe.model.weights)}))
     index = check(job, run)
     identity = open_identity(job, run, index, recipe_name)
-    report = Report(identity.tracking_uri, identity.mlflow_run_id)
     result = run.result()
-    if result is None:
-        run.prepare()
-        try:
-            result = train(job, run, identity, worker)
-        except BaseException as error:
-            report.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            raise
-        run.finish(result)
-    else:
-        print(f"{run.path} was finished before; choose another --name to train anew", flush=True)
-    report.end()  # a run that was finished before too: opening it set it running
+    with Report(identity.tracking_uri, identity.mlflow_run_id, run) as report:
+        if result is None:
+            run.prepare()
+            try:
+                result = train(job, run, index, identity, report, worker)
+            except BaseException as error:
+                report.event(report.last_step(), f"ended: {type(error).__name__}: {error}".rstrip(": "))
+                report.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                raise
+            run.finish(result)
+        else:
+            print(f"{run.url} was finished before; choose another --name to train anew", flush=True)
+        report.end()  # a run that was finished before too: opening it set it running
     conclude(job, run, identity, result, time.monotonic() - started)
     return 0
 
@@ -127,16 +131,21 @@ def check(job: Train, run: RunFolder) -> Index:
     Index(job.shards, "val").check_files()
     recipe = job.recipe
     Order([shard.samples for shard in index.shards], recipe.global_batch, recipe.seed)
-    lanes = lanes_of(0, job.on.world_size, recipe.global_batch)
-    if len(lanes) % job.accumulation:
+    if not job.on.sizes(partial(divides, job)):
+        lanes = lanes_of(0, max(1, job.on.most), recipe.global_batch)
         raise ValueError(
             f"a worker's {len(lanes)} videos of a global batch cannot be cut into {job.accumulation} equal parts; "
             f"wanted an --accumulation that divides {len(lanes)}"
         )
-    fresh = run.newest() is None
+    fresh = not run.checkpoints()
     weights = first_weights(recipe.model, tracking_uri(job.storage)) if fresh else None
     build_model(recipe.model, len(index.info.classes), recipe.seed, weights, recipe.clips.channels)
     return index
+
+
+def divides(job: Train, workers: int) -> bool:
+    """Whether so many workers can share a global batch, and each cut its share into its accumulated parts."""
+    return job.recipe.global_batch % (workers * job.accumulation) == 0
 
 
 def open_identity(job: Train, run: RunFolder, index: Index, recipe_name: str) -> Identity:
@@ -148,17 +157,17 @@ def open_identity(job: Train, run: RunFolder, index: Index, recipe_name: str) ->
     recipe_digest, data_digest = job.recipe.digest(), index.info.digest
     if found is not None:
         if found.recipe_digest != recipe_digest:
-            raise OtherRun(f"{run.path}: a run of another recipe ({differences(found.recipe, job.recipe)}); "
+            raise OtherRun(f"{run.url}: a run of another recipe ({differences(found.recipe, job.recipe)}); "
                            "choose another --name, or the options that it began with")  # fmt: skip
         if found.data_digest != data_digest:
-            raise OtherRun(f"{run.path}: a run on other data than {job.shards} (digest {found.data_digest[:12]}... there, "
+            raise OtherRun(f"{run.url}: a run on other data than {job.shards} (digest {found.data_digest[:12]}... there, "
                            f"{data_digest[:12]}... here); choose another --name, or the shards that it began with")  # fmt: skip
     uri = found.tracking_uri if found else tracking_uri(job.storage)
     run_id = open_run(
         uri,
         job.storage,
         job.experiment,
-        run.path.name,
+        run.name,
         found.mlflow_run_id if found else None,
         parameters={
             "recipe": recipe_name,
@@ -174,7 +183,7 @@ def open_identity(job: Train, run: RunFolder, index: Index, recipe_name: str) ->
             "data_digest": data_digest,
             "recipe_digest": recipe_digest,
             "command": " ".join(sys.argv),
-            "run_folder": str(run.path),
+            "run_folder": run.url,
         },
     )
     if found is not None:
@@ -196,20 +205,31 @@ def differences(found: dict[str, Any], recipe: Recipe, most: int = 4) -> str:
     return "; ".join(changed[:most]) + (f" and {len(changed) - most} more" if len(changed) > most else "")
 
 
-def train(job: Train, run: RunFolder, identity: Identity, worker: Worker) -> dict[str, Any]:
-    """Runs the workers and shows their news: a bar on a terminal, a line every `log_every` steps."""
+def train(
+    job: Train, run: RunFolder, index: Index, identity: Identity, report: Report, worker: Worker
+) -> dict[str, Any]:
+    """Runs the workers and shows their news: a bar on a terminal, a line every `log_every` steps, and in MLflow."""
+    report.text("recipe.json", json.dumps(job.recipe.to_dict(), indent=1))
+    report.text("dataset.json", index.info.to_json())
     with Bar("training", "steps", job.recipe.num_steps, lines=False) as bar:
+        report.say = bar.say
 
         def listen(news: News) -> None:
             if "line" in news:
                 bar.say(news["line"])
             if "step" in news:
                 bar.move_to(news["step"])
+            if "metrics" in news:
+                report.metrics(news["at"], news["metrics"], news["milliseconds"])
+            if "saved" in news:
+                report.checkpoint(news["saved"], news["keep"], news["new_best"])
+            if "event" in news:
+                report.event(bar.done, news["event"])
 
         worker_job = {
             "recipe": job.recipe.to_dict(),
             "shards": absolute_url(job.shards),
-            "run": str(run.path),
+            "run": run.url,
             "tracking_uri": identity.tracking_uri,
             "mlflow_run_id": identity.mlflow_run_id,
             "reading": dataclasses.asdict(job.reading),
@@ -221,19 +241,20 @@ def train(job: Train, run: RunFolder, identity: Identity, worker: Worker) -> dic
             "log_every": job.log_every,
             "save_every": job.save_every or job.recipe.val_every,
             "keep": job.keep,
+            "timeout_minutes": job.on.timeout_minutes,
         }
-        return run_workers(worker, worker_job, job.on, run.path.parent, run.path.name, listen)
+        return run_workers(worker, worker_job, job.on, listen, partial(divides, job))
 
 
 def conclude(job: Train, run: RunFolder, identity: Identity, result: dict[str, Any], seconds: float) -> None:
     early = " (stopped early)" if result["stopped_early"] else ""
     finish(
         f"trained {result['steps']:,} steps{early} ({duration(seconds)} of it now): best at step {result['best_step']:,} with "
-        f"validation loss {result['val_loss']:.4f}, top-1 {result['val_top1']:.4f}; model and checkpoints in {run.path}; "
+        f"validation loss {result['val_loss']:.4f}, top-1 {result['val_top1']:.4f}; model and checkpoints in {run.url}; "
         f"see the run: {ui_command(identity.tracking_uri)}",
         {
-            "run": str(run.path),
-            "name": run.path.name,
+            "run": run.url,
+            "name": run.name,
             **result,
             "mlflow_run_id": identity.mlflow_run_id,
             "tracking_uri": identity.tracking_uri,

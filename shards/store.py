@@ -38,7 +38,7 @@ PATIENCE_SECONDS = 60.0  # what fails for a moment is tried again for so long
 FIRST_PAUSE_SECONDS = 0.2  # doubled after each attempt
 LONGEST_PAUSE_SECONDS = 5.0
 REQUEST_SECONDS = 20.0  # one read of a range
-UPLOAD_SECONDS = 600.0  # one upload of a file
+TRANSFER_SECONDS = 600.0  # one upload or download of a whole file
 REQUESTS = 16  # at the same time, where many small files are asked for
 TRANSIENT = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.ECONNRESET, errno.ENETUNREACH})
 EXTRAS = {  # what each kind of URL wants: a package, and our extra that brings it
@@ -74,6 +74,10 @@ class Store(Protocol):
 
     def read_files(self, names: Sequence[str]) -> Iterator[bytes]:
         """All bytes of many small files, in order, some of them read ahead side by side."""
+        ...
+
+    def fetched(self, name: str) -> AbstractContextManager[Path]:
+        """The file on this machine's disk: itself in a folder, else a copy that lasts as long as the block. Raises NoFile."""
         ...
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
@@ -149,7 +153,7 @@ class FolderStore:
     def read(self, name: str, offset: int, size_bytes: int) -> bytes:
         return persistently(
             partial(self.read_once, name, offset, size_bytes),
-            f"{self.folder / name}: {size_bytes} bytes at offset {offset}",
+            f"{self.url}/{name}: {size_bytes} bytes at offset {offset}",
             is_passing,
             before_again=partial(self.forget, name),
         )
@@ -165,6 +169,14 @@ class FolderStore:
             parts.append(part)
             missing -= len(part)
         return b"".join(parts)
+
+    def in_memory(self, name: str, offset: int, size_bytes: int) -> bool:
+        """Whether a range can be read without waiting for a disk or a server, as far as its last byte tells."""
+        try:
+            file = self.open(name)
+            return os.preadv(file.fileno(), [bytearray(1)], offset + size_bytes - 1, os.RWF_NOWAIT) == 1
+        except (OSError, AttributeError):  # not in memory, not there, or a system that cannot tell
+            return False
 
     def open(self, name: str) -> IO[bytes]:
         with self.lock:
@@ -185,6 +197,12 @@ class FolderStore:
 
     def read_files(self, names: Sequence[str]) -> Iterator[bytes]:
         return map(self.read_file, names)
+
+    @contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        path = self.folder / name
+        persistently(path.stat, f"{path}", is_passing)
+        yield path
 
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         return [self.size(self.folder / name) for name in names]
@@ -270,6 +288,17 @@ class ObjectStore:
     def read_files(self, names: Sequence[str]) -> Iterator[bytes]:
         return ordered_map(self.read_file, names, num_threads=REQUESTS, in_flight=2 * REQUESTS)
 
+    @contextmanager
+    def fetched(self, name: str) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(prefix="grurcn-download-") as folder:
+            local = Path(folder) / "file"
+            download = partial(self.run, self.fs._get_file, self.at(name), str(local), seconds=TRANSFER_SECONDS)
+            try:
+                self.ask(download, f"{name}: download")
+            except OSError as error:
+                raise (no_space(local.parent) if error.errno in (errno.ENOSPC, errno.EDQUOT) else error) from None
+            yield local
+
     def sizes(self, names: Sequence[str]) -> list[int | None]:
         if len(names) > 4 * REQUESTS and self.scheme in ("s3", "gs"):  # a page of a listing tells 1,000 sizes
             listed = self.listing("")
@@ -292,7 +321,7 @@ class ObjectStore:
         root = self.fs._strip_protocol(self.url)
         try:
             found = self.ask(
-                partial(self.run, self.fs._find, self.at(folder), detail=True, seconds=UPLOAD_SECONDS), folder
+                partial(self.run, self.fs._find, self.at(folder), detail=True, seconds=TRANSFER_SECONDS), folder
             )
         except NoFile:
             return {}
@@ -307,7 +336,7 @@ class ObjectStore:
             local = folder / "file"
             with local.open("w+b") as file:
                 yield file
-            upload = partial(self.run, self.fs._put_file, str(local), self.at(name), seconds=UPLOAD_SECONDS)
+            upload = partial(self.run, self.fs._put_file, str(local), self.at(name), seconds=TRANSFER_SECONDS)
             self.ask(upload, f"{name}: upload of {local.stat().st_size:,} bytes")
         except NoFile:
             bucket = urlsplit(self.url).netloc

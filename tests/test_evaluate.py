@@ -1,6 +1,7 @@
 """The evaluation job in this process: the protocol against a slow oracle, what it writes, and what it refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import torch
 from mlflow import MlflowClient
 from test_train import TINY, run_train
 
-from cluster.runs import RunFolder, load_best
+from cluster.runs import load_best
 from grurcn.frames import to_clips
 from grurcn.model import build_model, log_mean_vote
 from jobs import evaluate, make_shards
@@ -27,7 +28,7 @@ def run(shards, storage) -> Path:
 
 def run_evaluate(run: Path, shards: Path, **options) -> dict:
     json_file = run.parent / "evaluation.json"
-    assert evaluate.main(evaluate.Evaluate(run=run, shards=str(shards), json=json_file, **options)) == 0
+    assert evaluate.main(evaluate.Evaluate(run=str(run), shards=str(shards), json=json_file, **options)) == 0
     return json.loads(json_file.read_text())
 
 
@@ -80,7 +81,7 @@ def test_figures_go_to_the_run_that_made_the_model(run, shards, capsys):
 
 
 def test_what_does_not_fit_is_refused(run, shards, videos, tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere: no such folder; wanted a run's folder"):
+    with pytest.raises(ValueError, match=r"nowhere: no checkpoint in it; wanted a run's folder"):
         run_evaluate(tmp_path / "nowhere", shards)
     with pytest.raises(BadShards, match="no samples in the split 'trial'"):
         run_evaluate(run, shards, split="trial")
@@ -99,15 +100,12 @@ def test_what_does_not_fit_is_refused(run, shards, videos, tmp_path):
 
 
 def test_a_model_file_that_changed_is_refused(run, shards, tmp_path):
-    checkpoint = RunFolder(run).newest()
-    assert checkpoint is not None
-    (copy := tmp_path / checkpoint.name).mkdir()
-    for path in checkpoint.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    damaged = bytearray((copy / "best.safetensors").read_bytes())
+    copy = shutil.copytree(run, tmp_path / "copy")
+    best = copy / f"checkpoint-{load_best(copy).step:08}" / "model.safetensors"
+    damaged = bytearray(best.read_bytes())
     damaged[-1] ^= 1
-    (copy / "best.safetensors").write_bytes(damaged)
+    best.write_bytes(damaged)
     with pytest.raises(
-        ValueError, match=r"best\.safetensors: SHA-256 \w+\.\.\. found, .* has changed since it was written"
+        ValueError, match=r"model\.safetensors: SHA-256 \w+\.\.\. found, .* has changed since it was written"
     ):
         load_best(copy)

@@ -393,7 +393,7 @@ def test_training_and_evaluation_refuse_flow_that_was_not_packed(shards, tmp_pat
     model = Model(weights={}, meta=meta, step=0, best=True, checkpoint=tmp_path)
     monkeypatch.setattr(evaluate, "load_best", lambda _: model)
     with pytest.raises(BadShards, match=NO_FLOW):
-        evaluate.main(evaluate.Evaluate(run=tmp_path, shards=str(shards)))
+        evaluate.main(evaluate.Evaluate(run=str(tmp_path), shards=str(shards)))
     assert not list(tmp_path.iterdir())
 
 

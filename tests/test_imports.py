@@ -26,6 +26,9 @@ ALLOWED = {
 ALLOWED_IN = {
     "shards/sources.py": {"tyro"},
     "shards/flow.py": {"cv2"},
+    "cluster/checkpoint.py": {"shards.store"},  # runs lie in stores too
+    "cluster/runs.py": {"shards.store"},
+    "cluster/report.py": {"shards.store"},
     "jobs/preview.py": {"PIL"},
     "jobs/bench_read.py": {"webdataset", "imageio_ffmpeg"},  # the peers that it measures
     "jobs/bench_pack.py": {"imageio_ffmpeg"},
@@ -48,7 +51,7 @@ def breaches(path: str, source: str) -> list[str]:
     return [
         f"{path}:{line}: {package}/ may not import {name}"
         for line, name in imports(source)
-        if name.split(".")[0] not in allowed
+        if name.split(".")[0] not in allowed and name not in allowed
     ]
 
 

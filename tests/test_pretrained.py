@@ -1,15 +1,15 @@
 """First weights of a trunk: ImageNet's, a file's, those of a run's folder, of a checkpoint and of an MLflow run."""
 
 import hashlib
-import json
 import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from cluster.checkpoint import Snapshot
 from cluster.report import NoTracking, Report, download_best, open_run, tracking_uri
+from cluster.runs import RunFolder, Saver, load_best
 from grurcn import weights as weight_files
 from grurcn.mobilenet import MobileNetV2
 from grurcn.model import ModelConfig, build_model
@@ -30,21 +30,16 @@ def random_model(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in build_model(recipe.model, 5, seed).state_dict().items()}
 
 
-def write_checkpoint(folder: Path, recipe: dict, newest: dict, best: dict | None) -> Path:
-    """The files of a checkpoint, as cluster/checkpoint.py and cluster/runs.py write them."""
-    folder.mkdir(parents=True)
-    save_file(newest, folder / "model.safetensors")
-    save_file({}, folder / "optimizer.safetensors")
-    state = {
-        "format": 1,
-        "meta": {"step": 8, "recipe": recipe, "classes": list("abcde")},
-        "sha256": {name: sha256(folder / name) for name in ("model.safetensors", "optimizer.safetensors")},
-    }
-    (folder / "state.json").write_text(json.dumps(state))
-    if best is not None:
-        save_file(best, folder / "best.safetensors")
-        about = {"loss": 1.0, "step": 4, "sha256": sha256(folder / "best.safetensors")}
-        (folder / "best.json").write_text(json.dumps(about))
+def write_run(folder: Path, recipe: dict, newest: dict, best: dict | None = None) -> Path:
+    """A run with its newest weights at step 8, and, if wanted, its best ones at step 4."""
+    saver = Saver(RunFolder(str(folder)), keep=2)
+    saver.with_frozen = False
+    about = {"optimizer": "SGD", "trainable": [], "step_counts": {}, "loss_scale": None}
+    for step, weights, validated in ((4, best, {"loss": 1.0}), (8, newest, None)):
+        if weights is not None:
+            snapshot = Snapshot(weights=weights, frozen=None, moments={}, about=about)
+            meta = {"step": step, "recipe": recipe, "classes": list("abcde")}
+            saver.write(snapshot, step, meta, validated, lambda _: None)
     return folder
 
 
@@ -55,11 +50,7 @@ def sha256(path: Path) -> str:
 @pytest.fixture
 def run(tmp_path) -> Path:
     """A run of VGG-16 whose best weights, of seed 1, are not its newest, of seed 2."""
-    folder = tmp_path / "runs" / "mine"
-    for step in (4, 8):
-        best = random_model(VGG, 1)
-        write_checkpoint(folder / f"checkpoint-{step:08}", VGG.to_dict(), random_model(VGG, 2), best)
-    return folder
+    return write_run(tmp_path / "runs" / "mine", VGG.to_dict(), random_model(VGG, 2), random_model(VGG, 1))
 
 
 def assert_are_the_trunks(found: dict, model: dict) -> None:
@@ -131,7 +122,7 @@ def test_a_checkpoint_gives_the_trunk_of_its_best_model(run):
 
 
 def test_a_run_that_nothing_was_validated_in_gives_its_newest(tmp_path):
-    write_checkpoint(tmp_path / "checkpoint-00000008", VGG.to_dict(), random_model(VGG, 2), None)
+    write_run(tmp_path, VGG.to_dict(), random_model(VGG, 2))
     assert_are_the_trunks(read_pretrained(str(tmp_path), "vgg16", AWAY), random_model(VGG, 2))
 
 
@@ -144,7 +135,7 @@ def test_a_runs_trunk_fills_another_models(run):
 def test_batch_norms_statistics_come_with_a_runs_trunk(tmp_path):
     model = random_model(MOBILENET, 1)
     model["trunk.features.0.1.running_mean"] += 0.25
-    write_checkpoint(tmp_path / "checkpoint-00000008", MOBILENET.to_dict(), random_model(MOBILENET, 2), model)
+    write_run(tmp_path, MOBILENET.to_dict(), random_model(MOBILENET, 2), model)
     found = read_pretrained(str(tmp_path), "mobilenet_v2", AWAY)
     assert_are_the_trunks(found, model)
     trunk = MobileNetV2(["stride4"], 1 / 8)
@@ -160,7 +151,7 @@ def test_a_path_may_start_at_home(run, monkeypatch):
 def test_a_run_from_before_there_was_a_choice_is_one_of_vgg(tmp_path):
     recipe = VGG.to_dict()
     del recipe["model"]["trunk"]
-    write_checkpoint(tmp_path / "checkpoint-00000008", recipe, random_model(VGG, 2), None)
+    write_run(tmp_path, recipe, random_model(VGG, 2))
     assert_are_the_trunks(read_pretrained(str(tmp_path), "vgg16", AWAY), random_model(VGG, 2))
     with pytest.raises(BadWeights, match="this run's trunk is vgg16, wanted mobilenet_v2"):
         read_pretrained(str(tmp_path), "mobilenet_v2", AWAY)
@@ -170,7 +161,7 @@ def test_a_run_from_before_there_was_a_choice_is_one_of_vgg(tmp_path):
     ("recipe", "wanted", "found"), [(VGG, "mobilenet_v2", "vgg16"), (MOBILENET, "vgg16", "mobilenet_v2")]
 )
 def test_a_run_of_the_other_trunk_is_refused(tmp_path, recipe, wanted, found):
-    write_checkpoint(tmp_path / "checkpoint-00000008", recipe.to_dict(), random_model(recipe, 2), None)
+    write_run(tmp_path, recipe.to_dict(), random_model(recipe, 2))
     with pytest.raises(
         BadWeights, match=rf"{tmp_path}: this run's trunk is {found}, wanted {wanted}; .*--model\.trunk {found}"
     ):
@@ -179,7 +170,7 @@ def test_a_run_of_the_other_trunk_is_refused(tmp_path, recipe, wanted, found):
 
 def test_a_run_of_a_model_without_a_trunk_is_refused(tmp_path):
     weights = {"conv1a.weight": torch.ones(2), "conv1a.bias": torch.ones(2), "fc8.bias": torch.ones(2)}
-    write_checkpoint(tmp_path / "checkpoint-00000008", VGG.to_dict(), weights, None)
+    write_run(tmp_path, VGG.to_dict(), weights)
     with pytest.raises(BadWeights, match=r"has no trunk \(found conv1a\.bias, conv1a\.weight, fc8\.bias, .*over vgg16"):
         read_pretrained(str(tmp_path), "vgg16", AWAY)
 
@@ -197,37 +188,54 @@ def open_mlflow_run(storage: Path) -> tuple[str, str]:
     return uri, open_run(uri, storage, "pretrained", "mine", None, {}, {})
 
 
+def send_checkpoint(run: Path, uri: str, run_id: str, name: str, new_best: bool) -> list[str]:
+    """Gives back what was said."""
+    said = []
+    with Report(uri, run_id, RunFolder(str(run)), said.append) as report:
+        report.checkpoint(name, keep=1, new_best=new_best)
+    return said
+
+
 def test_an_mlflow_run_gives_the_trunk_of_its_best_model(run, storage):
     uri, run_id = open_mlflow_run(storage)
-    Report(uri, run_id).checkpoint(run / "checkpoint-00000004", keep=1, new_best=True)
-    Report(uri, run_id).checkpoint(run / "checkpoint-00000008", keep=1, new_best=False)
+    send_checkpoint(run, uri, run_id, "checkpoint-00000004", new_best=True)
+    send_checkpoint(run, uri, run_id, "checkpoint-00000008", new_best=False)
     assert_are_the_trunks(read_pretrained(f"runs:/{run_id}", "vgg16", uri), random_model(VGG, 1))
     with pytest.raises(BadWeights, match=rf"runs:/{run_id}: this run's trunk is vgg16, wanted mobilenet_v2"):
         read_pretrained(f"runs:/{run_id}", "mobilenet_v2", uri)
 
 
-def test_an_mlflow_runs_best_model_that_was_damaged_is_refused(run, storage):
+def test_a_damaged_best_model_is_not_sent_and_one_that_changed_on_the_way_is_refused(run, storage, tmp_path):
     uri, run_id = open_mlflow_run(storage)
-    damaged = bytearray((run / "checkpoint-00000008" / "best.safetensors").read_bytes())
-    damaged[-1] ^= 1
-    (run / "checkpoint-00000008" / "best.safetensors").write_bytes(damaged)
-    Report(uri, run_id).checkpoint(run / "checkpoint-00000008", keep=1, new_best=True)
-    with pytest.raises(ValueError, match=r"best\.safetensors: SHA-256 .* the file has changed"):
-        read_pretrained(f"runs:/{run_id}", "vgg16", uri)
+    send_checkpoint(run, uri, run_id, "checkpoint-00000008", new_best=True)
+    place = download_best(uri, run_id, tmp_path)
+    damage(place / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors: SHA-256 .* the file has changed"):
+        load_best(place)
+    damage(run / "checkpoint-00000004" / "model.safetensors")
+    [said] = send_checkpoint(run, uri, run_id, "checkpoint-00000008", new_best=True)
+    assert "checkpoint-00000008 was not sent to MLflow" in said
+    assert "the file has changed" in said
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
 
 
 def test_the_best_model_lies_in_the_wanted_folder(run, storage, tmp_path):
     uri, run_id = open_mlflow_run(storage)
-    Report(uri, run_id).checkpoint(run / "checkpoint-00000008", keep=1, new_best=True)
+    send_checkpoint(run, uri, run_id, "checkpoint-00000008", new_best=True)
     (folder := tmp_path / "here").mkdir()
     place = download_best(uri, run_id, folder)
     assert folder in place.parents
-    assert {path.name for path in place.iterdir()} == {"best.safetensors", "best.json", "state.json"}
+    assert {path.name for path in place.iterdir()} == {"model.safetensors", "state.json"}
 
 
 def test_a_run_without_a_best_model_is_refused(run, storage):
     uri, run_id = open_mlflow_run(storage)
-    Report(uri, run_id).checkpoint(run / "checkpoint-00000008", keep=1, new_best=False)
+    send_checkpoint(run, uri, run_id, "checkpoint-00000008", new_best=False)
     with pytest.raises(ValueError, match=rf"MLflow run {run_id} at sqlite:.* has no best model"):
         read_pretrained(f"runs:/{run_id}", "vgg16", uri)
 

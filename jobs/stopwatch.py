@@ -1,0 +1,74 @@
+"""How fast steps go, how much of the time they wait for data, and how long this worker's own part takes."""
+
+import time
+from typing import Any
+
+import torch
+
+
+class Stopwatch:
+    """Since it was made; pauses do not count."""
+
+    def __init__(self, clips_per_step: int, device: torch.device):
+        self.clips_per_step, self.device = clips_per_step, device
+        self.started = time.perf_counter()
+        self.steps = 0
+        self.waited = self.paused = self.computed = 0.0
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def waiting(self) -> "Span":
+        """For data."""
+        return Span(self, "waited")
+
+    def pausing(self) -> "Span":
+        """For validation and the copy of a checkpoint."""
+        return Span(self, "paused")
+
+    def computing(self) -> Any:
+        """The forward pass: the part of a step in which no worker waits for another."""
+        return EventSpan(self.events) if self.device.type == "cuda" else Span(self, "computed")
+
+    def read(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.started - self.paused
+        return {
+            "clips_per_second": self.steps * self.clips_per_step / seconds,
+            "data_wait": self.waited / seconds,
+        }
+
+    def own_seconds(self) -> float:
+        """Of a step, this worker's own part: waiting for data, and the forward pass."""
+        for start, end in self.events:
+            end.synchronize()
+            self.computed += start.elapsed_time(end) / 1000
+        self.events = []
+        return (self.waited + self.computed) / max(1, self.steps)
+
+
+class Span:
+    """Adds the time that a block takes to one of a stopwatch's sums."""
+
+    def __init__(self, watch: Stopwatch, name: str):
+        self.watch, self.name = watch, name
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        seconds = time.perf_counter() - self.started
+        setattr(self.watch, self.name, getattr(self.watch, self.name) + seconds)
+
+
+class EventSpan:
+    """Notes where a block begins and ends on the GPU, without waiting for it."""
+
+    def __init__(self, events: list[tuple[torch.cuda.Event, torch.cuda.Event]]):
+        self.events = events
+        self.start = torch.cuda.Event(enable_timing=True)
+        self.end = torch.cuda.Event(enable_timing=True)
+
+    def __enter__(self) -> None:
+        self.start.record()
+
+    def __exit__(self, *error: object) -> None:
+        self.end.record()
+        self.events.append((self.start, self.end))
