@@ -4,12 +4,16 @@ sample).
 A box is (top, left, height, width) in pixels of the stored frames; it is cut out and resized on the device.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from shards.order import CLIP_OF_SAMPLE, random_bits
+from shards.order import CLIP_OF_SAMPLE, random_rows
+
+T = TypeVar("T")
 
 Box = tuple[int, int, int, int]
 Stream = Literal["rgb", "flow"]
@@ -74,7 +78,7 @@ class ClipConfig:
         return 2 * self.flow_fields if self.stream == "flow" else 3
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Clip:
     """One clip of one video, not yet read."""
 
@@ -98,32 +102,58 @@ def clip_span(num_frames: int, stride: int, fields: int = 1) -> int:
     return stride * (num_frames - 1) + fields
 
 
-def frames_from(start: int, video_frames: int, config: ClipConfig) -> np.ndarray:
-    """(config.frames_read,) numbers of a clip's frames, or fields, from `start` on; a video shorter than a clip holds its last.
+def frames_from(start: ArrayLike, video_frames: ArrayLike, config: ClipConfig) -> np.ndarray:
+    """(..., config.frames_read) numbers of a clip's frames, or fields, from `start` (...) on; a video shorter than a clip
+    holds its last.
 
     video_frames = 3, num_frames = 5: 0 1 2 2 2
     """
     stride = 1 if config.stream == "flow" else config.stride
-    return np.minimum(start + stride * np.arange(config.frames_read), video_frames - 1)
+    last = np.asarray(video_frames)[..., None] - 1
+    return np.minimum(np.asarray(start)[..., None] + stride * np.arange(config.frames_read), last)
 
 
 def train_clip(
     video_frames: int, height: int, width: int, config: ClipConfig, seed: int, epoch: int, sample: int
 ) -> Clip:
     """The clip of a sample in an epoch: a random start, a random box at a corner or the centre, mirrored or not."""
-    bits = random_bits(6, seed, epoch, CLIP_OF_SAMPLE, sample)
-    starts = max(1, video_frames - config.span + 1)
+    return train_clips([video_frames], height, width, config, seed, epoch, [sample])[0]
+
+
+def train_clips(
+    video_frames: Sequence[int],
+    height: int,
+    width: int,
+    config: ClipConfig,
+    seed: int,
+    epoch: int,
+    samples: Sequence[int],
+) -> list[Clip]:
+    """The clip of each of some samples in an epoch."""
+    boxes, span = train_boxes(height, width, config), config.span
+    bits = random_rows(6, seed, epoch, CLIP_OF_SAMPLE, samples).tolist()
+    starts = [pick(of[0], max(1, frames - span + 1)) for frames, of in zip(video_frames, bits, strict=True)]
+    return [
+        Clip(
+            frames=frames,
+            box=choose(of[3], choose(of[2], choose(of[1], boxes))),
+            mirror=config.mirror and pick(of[4], 2) == 1,
+            draw=of[5] >> 1,
+        )
+        for frames, of in zip(frames_from(starts, video_frames, config), bits, strict=True)
+    ]
+
+
+def train_boxes(height: int, width: int, config: ClipConfig) -> list[list[list[Box]]]:
+    """All boxes of training clips: by their heights, by the widths that go with a height, and by their places."""
     side = min(height, width)
-    tall = pick(bits[1], len(config.crop_scales))
-    box_height = round(side * config.crop_scales[tall])
-    near = config.scales_near(tall)
-    box_width = round(side * near[pick(bits[2], len(near))])
-    return Clip(
-        frames=frames_from(pick(bits[0], starts), video_frames, config),
-        box=corners_and_centre(height, width, box_height, box_width)[pick(bits[3], 5)],
-        mirror=config.mirror and pick(bits[4], 2) == 1,
-        draw=int(bits[5] >> np.uint64(1)),
-    )
+    return [
+        [
+            corners_and_centre(height, width, round(side * tall), round(side * wide))
+            for wide in config.scales_near(place)
+        ]
+        for place, tall in enumerate(config.crop_scales)
+    ]
 
 
 def evaluation_clips(video_frames: int, num_clips: int, config: ClipConfig) -> np.ndarray:
@@ -134,8 +164,8 @@ def evaluation_clips(video_frames: int, num_clips: int, config: ClipConfig) -> n
     One clip lies in the middle.
     """
     last = max(0, video_frames - config.span)
-    starts = np.rint(np.linspace(0, last, num_clips)) if num_clips > 1 else np.array([last // 2])
-    return np.stack([frames_from(int(start), video_frames, config) for start in starts])
+    starts = np.rint(np.linspace(0, last, num_clips)).astype(np.int64) if num_clips > 1 else [last // 2]
+    return frames_from(starts, video_frames, config)
 
 
 def evaluation_views(height: int, width: int, num_views: int, config: ClipConfig) -> list[tuple[Box, bool]]:
@@ -170,6 +200,11 @@ def corners_and_centre(height: int, width: int, box_height: int, box_width: int)
     return [(top, left, box_height, box_width) for top, left in tops_and_lefts]
 
 
-def pick(bits: np.uint64, choices: int) -> int:
+def pick(bits: int, choices: int) -> int:
     """One of 0 .. choices - 1 from 64 random bits (53 of them as a fraction)."""
-    return int(int(bits >> np.uint64(11)) / 2**53 * choices)
+    return int((bits >> 11) / 2**53 * choices)
+
+
+def choose(bits: int, choices: Sequence[T]) -> T:
+    """One of some choices from 64 random bits."""
+    return choices[pick(bits, len(choices))]

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -82,8 +82,7 @@ class Flow:
     bound: float  # pixels that its largest byte means
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(NamedTuple):  # as one is made for each video that is read, and a tuple is made soonest
     """Where one video lies, and what is known of it without reading it."""
 
     number: int  # in the split, from 0
@@ -207,14 +206,16 @@ class Index:
 
     def samples(self, numbers: Sequence[int]) -> list[Sample]:
         """The samples of those numbers; rows that are not held are read side by side."""
+        size = len(self)
         for number in numbers:
-            if not 0 <= number < len(self):
-                raise IndexError(f"sample {number} of {len(self)}")
-        shards = (np.searchsorted(self.starts, numbers, side="right") - 1).tolist()
-        rows = self.rows_of(shards)
+            if not 0 <= number < size:
+                raise IndexError(f"sample {number} of {size}")
+        shards = np.searchsorted(self.starts, numbers, side="right") - 1
+        places = (np.asarray(numbers) - self.starts[shards]).tolist()
+        rows = self.rows_of(shards.tolist())
         return [
-            rows[shard].sample(self.shards[shard].name, number, int(number - self.starts[shard]))
-            for shard, number in zip(shards, numbers, strict=True)
+            rows[shard].sample(self.shards[shard].name, number, place)
+            for shard, number, place in zip(shards.tolist(), numbers, places, strict=True)
         ]
 
     def hold(self, shards: int) -> None:
@@ -292,35 +293,28 @@ class Rows:
 
     def __init__(self, batch: pa.RecordBatch):
         self.texts = {name: batch.column(name) for name in ("key", "group")}
-        numbers = [field.name for field in SCHEMA if field.name not in self.texts]
-        self.columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in numbers}
+        columns = {
+            field.name: batch.column(field.name).to_numpy(zero_copy_only=False)
+            for field in SCHEMA
+            if field.name not in self.texts
+        }
+        self.rows = np.empty(len(batch), [(name, column.dtype) for name, column in columns.items()])
+        for name, column in columns.items():
+            self.rows[name] = column
+        self.columns = {name: self.rows[name] for name in columns}  # views of the rows
 
     def sample(self, shard: str, number: int, row: int) -> Sample:
         """The sample in a row."""
-        at = {name: column[row].item() for name, column in self.columns.items()}
+        (
+            label, frames, captions, fps, offset, size, crc32,
+            flow_offset, flow_size, flow_crc32, bound, json_offset, json_size,
+        ) = self.rows[row].item()  # fmt: skip
         flow = None
-        if at["flow_bound"] == at["flow_bound"]:  # null is not a number, and not equal to itself
-            flow = Flow(
-                offset=int(at["flow_offset"]),
-                size_bytes=int(at["flow_size"]),
-                crc32=int(at["flow_crc32"]),
-                bound=at["flow_bound"],
-            )
+        if bound == bound:  # null is not a number, and not equal to itself
+            flow = Flow(offset=int(flow_offset), size_bytes=int(flow_size), crc32=int(flow_crc32), bound=bound)
+        key, group = self.texts["key"][row].as_py(), self.texts["group"][row].as_py()
         return Sample(
-            number=int(number),
-            key=self.texts["key"][row].as_py(),
-            label=at["label"],
-            group=self.texts["group"][row].as_py(),
-            num_frames=at["num_frames"],
-            num_captions=at["num_captions"],
-            fps=at["fps"],
-            shard=shard,
-            offset=at["video_offset"],
-            size_bytes=at["video_size"],
-            crc32=at["video_crc32"],
-            flow=flow,
-            json_offset=at["json_offset"],
-            json_size_bytes=at["json_size"],
+            number, key, label, group, frames, captions, fps, shard, offset, size, crc32, flow, json_offset, json_size
         )
 
 

@@ -15,6 +15,7 @@ own order and pads instead of leaving out. Nothing here grows with N: memory is 
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,18 @@ def permutation(size: int, seed: int, epoch: int, purpose: int, index: int) -> n
 
 def random_bits(count: int, seed: int, epoch: int, purpose: int, index: int) -> np.ndarray:
     """(count,) uint64 from a counter-based generator (Philox): the same numbers wherever and whenever they are drawn."""
-    generator = np.random.Philox(
-        key=np.array([seed, epoch], np.uint64), counter=np.array([0, 0, purpose, index], np.uint64)
-    )
-    return generator.random_raw(count)
+    return random_rows(count, seed, epoch, purpose, [index])[0]
+
+
+def random_rows(count: int, seed: int, epoch: int, purpose: int, indices: Sequence[int]) -> np.ndarray:
+    """(len(indices), count) uint64: the random bits of each index. One generator draws all, as a new one takes longer."""
+    generator = np.random.Philox(key=np.array([seed, epoch], np.uint64))
+    start: Any = generator.state  # a copy of it, from before the first draw
+    counter = start["state"]["counter"]
+    counter[2] = purpose
+    rows = np.empty((len(indices), count), np.uint64)
+    for row, index in enumerate(indices):
+        counter[3] = index
+        generator.state = start
+        rows[row] = generator.random_raw(count)
+    return rows

@@ -160,15 +160,13 @@ class FolderStore:
 
     def read_once(self, name: str, offset: int, size_bytes: int) -> bytes:
         file = self.open(name)  # held until the read is over, so that nobody else closes it
-        parts = []
-        missing = size_bytes
-        while missing:
-            part = os.pread(file.fileno(), missing, offset + size_bytes - missing)
+        data = os.pread(file.fileno(), size_bytes, offset)
+        while missing := size_bytes - len(data):  # some file systems answer in parts
+            part = os.pread(file.fileno(), missing, offset + len(data))
             if not part:
                 raise BadShards(cut_off(str(self.folder / name), offset, missing))
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
+            data += part
+        return data
 
     def in_memory(self, name: str, offset: int, size_bytes: int) -> bool:
         """Whether a range can be read without waiting for a disk or a server, as far as its last byte tells."""

@@ -1,7 +1,7 @@
 """Order -> bytes -> clip batches: a webdataset pipeline whose source is ours.
 
     source      (epoch, step) by (epoch, step), which clip of which sample    order.py, clips.py: no I/O
-    read        + the bytes of the video or of its flow, checked by CRC-32    many threads: a store may be far away
+    read        + the bytes of the video or of its flow, checked by CRC-32    at once what is in memory, the rest by many threads
     decode      + the clip's planes                                           one thread a core
     batch       -> ClipBatch                                                  these lanes' part of the global batch
     ahead       the stages above run this many batches ahead                  a thread
@@ -26,15 +26,16 @@ from torch import Tensor
 from webdataset.pipeline import DataPipeline
 from zlib_ng.zlib_ng import crc32  # that of zlib, fourteen times as fast
 
-from shards.clips import Clip, ClipConfig, Stream, evaluation_clips, evaluation_views, train_clip
+from shards.clips import Clip, ClipConfig, Stream, evaluation_clips, evaluation_views, train_clips
 from shards.index import Flow, Index, Sample
 from shards.order import PADDING, WINDOW, Order, lanes_of
-from shards.store import BadShards, Store
+from shards.store import BadShards, FolderStore, Store
 from shards.threads import ahead, ordered_map
 from shards.video import BadVideo, read_flow, read_frames
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_KEPT_BYTES, MOST_KEPT_BYTES = 2**25, 2**28  # of one piece (glibc takes no more), and at the end of an arena
+DRAWN_AT_ONCE = 128  # samples of consecutive steps: step by step would take longer
 
 Stage = Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]]
 
@@ -174,19 +175,22 @@ def train_source(
     assert seed is not None
     epoch, step = start
     while True:
-        for sample in index.samples(order.samples(epoch, step, lanes).tolist()):
-            clip = train_clip(sample.num_frames, packing.height, packing.width, clips, seed, epoch, sample.number)
+        steps = range(step, min(step + max(1, DRAWN_AT_ONCE // len(lanes)), order.steps_per_epoch))
+        numbers = np.concatenate([order.samples(epoch, step, lanes) for step in steps]).tolist()
+        samples = index.samples(numbers)
+        frames = [sample.num_frames for sample in samples]
+        drawn = train_clips(frames, packing.height, packing.width, clips, seed, epoch, numbers)
+        places = [(epoch, step) for step in steps for _ in lanes]
+        for place, sample, clip in zip(places, samples, drawn, strict=True):
             yield {
                 "__key__": sample.key,
-                "place": (epoch, step),
+                "place": place,
                 "sample": sample,
                 "part": part_of(sample, clips.stream),
                 "clip": clip,
                 "weight": 1.0,
             }
-        step += 1
-        if step == order.steps_per_epoch:
-            epoch, step = epoch + 1, 0
+        epoch, step = (epoch, steps.stop) if steps.stop < order.steps_per_epoch else (epoch + 1, 0)
 
 
 def evaluation_source(
@@ -218,9 +222,17 @@ def part_of(sample: Sample, stream: Stream) -> Sample | Flow:
 def read_videos(
     items: Iterator[dict[str, Any]], index: Index, reading: Reading, batch_size: int
 ) -> Generator[dict[str, Any], None, None]:
-    """The same items, in order, each with its bytes: `requests` of them are read at the same time."""
-    in_flight = max(reading.requests, batch_size)
-    yield from ordered_map(partial(read_video, index.shard_store), items, reading.requests, in_flight)
+    """The same items, in order, each with its bytes: what is in memory at once, of others `requests` at the same time."""
+    store, in_flight = index.shard_store, max(reading.requests, batch_size)
+    yield from ordered_map(
+        partial(read_video, store), items, reading.requests, in_flight, at_once=partial(is_in_memory, store)
+    )
+
+
+def is_in_memory(store: Store, item: dict[str, Any]) -> bool:
+    """Whether reading an item's bytes takes microseconds, as the system holds them in memory."""
+    part: Sample | Flow = item["part"]
+    return isinstance(store, FolderStore) and store.in_memory(item["sample"].shard, part.offset, part.size_bytes)
 
 
 def decode_clips(
@@ -244,7 +256,8 @@ def read_video(store: Store, item: dict[str, Any]) -> dict[str, Any]:
             f"{store.url}/{sample.shard}: the {part.size_bytes} bytes at offset {part.offset} are not those of {sample.key} "
             "that were packed (CRC-32 differs); restore the shard, or pack again"
         )
-    return {**item, "mp4": data}
+    item["mp4"] = data
+    return item
 
 
 def decode_clip(index: Index, item: dict[str, Any]) -> dict[str, Any]:

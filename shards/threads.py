@@ -7,24 +7,35 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
-def ordered_map(function: Callable[[Any], T], items: Iterable[Any], num_threads: int, in_flight: int) -> Iterator[T]:
-    """function(item) for every item, computed by threads, at most `in_flight` at a time, handed on in order."""
-    futures: deque[Future[T]] = deque()
+def ordered_map(
+    function: Callable[[Any], T],
+    items: Iterable[Any],
+    num_threads: int,
+    in_flight: int,
+    at_once: Callable[[Any], bool] = lambda item: False,
+) -> Iterator[T]:
+    """function(item) for every item, computed by threads, at most `in_flight` at a time, handed on in order.
+
+    Items for which at_once(item) holds are computed by the reader, when they are wanted: that takes less time than handing
+    a short piece of work to another thread.
+    """
+    results: deque[Callable[[], T]] = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix=getattr(function, "__name__", "stage")) as pool:
         try:
             for item in items:
-                futures.append(pool.submit(function, item))
-                if len(futures) >= in_flight:
-                    yield futures.popleft().result()
-            while futures:
-                yield futures.popleft().result()
+                results.append(partial(function, item) if at_once(item) else pool.submit(function, item).result)
+                if len(results) >= in_flight:
+                    yield results.popleft()()
+            while results:
+                yield results.popleft()()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

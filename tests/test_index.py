@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from videos import TINY, listing_of, pack
 
-from shards.index import FORMAT_VERSION, SCHEMA, DatasetInfo, Index, Shard, read_dataset, written_index
+from shards.index import FORMAT_VERSION, SCHEMA, DatasetInfo, Flow, Index, Shard, read_dataset, written_index
 from shards.order import WINDOW
 from shards.store import BadShards, open_store
 
@@ -77,6 +77,23 @@ def test_the_right_row_is_found_in_shards_of_uneven_sizes(tmp_path):
     wanted = [(shard, within) for shard, size in enumerate(sizes) for within in range(size)]
     found = [(index[number].shard, index[number].key) for number in range(len(index))]
     assert found == [(f"{shard}.tar", f"{shard}.{within}") for shard, within in wanted]
+
+
+def test_a_sample_says_what_its_row_does(tmp_path):
+    row = {name: number for number, name in enumerate(SCHEMA.names)} | {"key": "k", "group": "g"}
+    plain = dict(row, flow_offset=None, flow_size=None, flow_crc32=None, flow_bound=None)
+    with written_index(open_store(tmp_path), "val") as file:
+        shard = file.add([row, plain], name="0.tar", size_bytes=0, sha256="")
+    (tmp_path / "dataset.json").write_text(info_of(val=(shard,)).to_json())
+    wanted = {
+        "number": 0, "key": "k", "label": 1, "group": "g", "num_frames": 3, "num_captions": 4, "fps": 5.0, "shard": "0.tar",
+        "offset": 6, "size_bytes": 7, "crc32": 8, "flow": Flow(offset=9, size_bytes=10, crc32=11, bound=12.0),
+        "json_offset": 13, "json_size_bytes": 14,
+    }  # fmt: skip
+    index = Index(tmp_path, "val")
+    assert index[0]._asdict() == wanted
+    assert index[1]._asdict() == wanted | {"number": 1, "flow": None}
+    assert all(type(value) in (int, float, str, Flow) for value in index[0])
 
 
 def info_of(**splits):

@@ -19,6 +19,7 @@ from shards.order import (
     lanes_of,
     permutation,
     random_bits,
+    random_rows,
 )
 
 SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=3 * WINDOW)
@@ -239,6 +240,16 @@ def philox(seed, epoch, purpose, index, count):
 @given(seed=SEEDS, epoch=EPOCHS, purpose=st.integers(0, 2), index=EPOCHS, count=st.integers(0, 11))
 def test_random_bits_are_philox(seed, epoch, purpose, index, count):
     assert random_bits(count, seed, epoch, purpose, index).tolist() == philox(seed, epoch, purpose, index, count)
+
+
+@settings(deadline=None)
+@given(
+    seed=SEEDS, epoch=EPOCHS, purpose=st.integers(0, 2), indices=st.lists(EPOCHS, max_size=6), count=st.integers(0, 11)
+)
+def test_random_rows_are_each_indexs_random_bits(seed, epoch, purpose, indices, count):
+    rows = random_rows(count, seed, epoch, purpose, indices)
+    assert rows.shape == (len(indices), count)
+    assert rows.tolist() == [philox(seed, epoch, purpose, index, count) for index in indices]
 
 
 @settings(deadline=None)

@@ -107,6 +107,35 @@ def test_a_shard_that_was_cut_off_is_named_with_the_offset(offset, size, missing
         FolderStore(folder).read("4.tar", offset, size)
 
 
+def test_a_range_that_was_just_read_is_in_memory_and_one_behind_the_end_is_not(folder):
+    store = FolderStore(folder)
+    store.read("3.tar", 0, 1000)
+    try:
+        with (folder / "3.tar").open("rb") as file:
+            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+    except OSError:
+        pytest.skip("this file system cannot tell")
+    assert store.in_memory("3.tar", 100, 900)
+    assert not store.in_memory("3.tar", 100, 901)
+    assert not store.in_memory("nowhere.tar", 0, 10)
+
+
+@pytest.mark.parametrize("number", [errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_range_that_must_be_waited_for_is_not_in_memory(number, folder, monkeypatch):
+    """Or one of a file system that cannot tell."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    assert not FolderStore(folder).in_memory("3.tar", 0, 10)
+
+
+def test_nothing_is_in_memory_where_the_system_cannot_tell(folder, monkeypatch):
+    monkeypatch.delattr(os, "RWF_NOWAIT")
+    assert not FolderStore(folder).in_memory("3.tar", 0, 10)
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 def test_an_error_that_passes_is_tried_again_with_growing_pauses(number, folder, no_pauses, monkeypatch):
     calls = failing_pread(monkeypatch, times=2, number=number)

@@ -1,5 +1,6 @@
 """Order -> bytes -> clip batches: the same pixels whoever reads them, errors with their place, and no thread left behind."""
 
+import random
 import shutil
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from shards.clips import ClipConfig, evaluation_clips, evaluation_views, train_c
 from shards.entries import Listing
 from shards.index import Index
 from shards.order import BadBatch, Order
-from shards.store import BadShards
+from shards.store import BadShards, FolderStore
 from shards.stream import ClipBatch, Reading, evaluation_batches, train_batches
 from shards.threads import ahead, ordered_map
 from shards.video import read_frames, store_video
@@ -305,6 +306,31 @@ def test_evaluation_shows_equally_spaced_clips_of_the_centre_video_by_video(inde
         np.testing.assert_array_equal(batch.frames[place : place + 3].numpy().reshape(wanted.shape), wanted)
 
 
+# Bytes in memory
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_pixels_are_the_same_whatever_part_of_the_bytes_is_in_memory(share, index, monkeypatch):
+    draw = random.Random(1)
+    monkeypatch.setattr(FolderStore, "in_memory", lambda *_: draw.random() < share)
+    for place, batch in train(index, 8):
+        assert_equal(batch, slow_batch(index, *place))
+
+
+def test_videos_that_are_not_in_memory_are_read_side_by_side(index, monkeypatch):
+    """Each read waits until so many others are under way."""
+    together, read = threading.Barrier(5, timeout=10), FolderStore.read
+
+    def read_together(store, name, *args):
+        if name.endswith(".tar"):
+            together.wait()
+        return read(store, name, *args)
+
+    monkeypatch.setattr(FolderStore, "in_memory", lambda *_: False)
+    monkeypatch.setattr(FolderStore, "read", read_together)
+    assert len(train(index, 5, reading=Reading(requests=5))) == 5
+
+
 # Spoilt shards
 
 
@@ -335,7 +361,9 @@ def test_one_flipped_bit_stops_the_run_with_shard_key_and_offset(share, spoilt):
 
 def test_a_video_with_fewer_frames_than_the_index_says_is_named(packed, monkeypatch):
     index = Index(packed, "train")
-    monkeypatch.setattr("shards.stream.train_clip", lambda *_: train_clip(100, 32, 32, CLIPS, 0, 0, 0))
+    monkeypatch.setattr(
+        "shards.stream.train_clips", lambda frames, *_: [train_clip(100, 32, 32, CLIPS, 0, 0, 0)] * len(frames)
+    )
     with pytest.raises(BadShards, match=r"train-\d+\.tar: [ab]-video_\d\d at offset \d+: frame \d+ is wanted, but"):
         train(index, 1)
 
@@ -440,6 +468,17 @@ def test_a_map_by_threads_keeps_the_order(size, num_threads, in_flight):
 
 @pytest.mark.usefixtures("no_thread_stays")
 @settings(max_examples=20, deadline=None)
+@given(size=st.integers(0, 20), in_flight=st.integers(1, 7), divisor=st.integers(1, 3))
+def test_the_reader_computes_what_is_done_at_once_and_threads_the_rest(size, in_flight, divisor):
+    def square(number):
+        return slow_square(number), threading.current_thread() is threading.main_thread()
+
+    found = ordered_map(square, iter(range(size)), 2, in_flight, at_once=lambda number: number % divisor == 0)
+    assert list(found) == [(number * number, number % divisor == 0) for number in range(size)]
+
+
+@pytest.mark.usefixtures("no_thread_stays")
+@settings(max_examples=20, deadline=None)
 @given(size=st.integers(0, 20), depth=st.integers(0, 5))
 def test_reading_ahead_keeps_the_order(size, depth):
     assert list(ahead(Source(end=size).items(), depth)) == list(range(size))
@@ -486,6 +525,10 @@ def mapped(items):
     return ordered_map(fail_at_7, items, num_threads=2, in_flight=4)
 
 
+def mapped_at_once(items):
+    return ordered_map(fail_at_7, items, num_threads=2, in_flight=4, at_once=lambda number: number % 7 == 0)
+
+
 def read_until_error(items):
     found = []
     try:
@@ -498,7 +541,8 @@ def read_until_error(items):
 
 @pytest.mark.usefixtures("no_thread_stays")
 @pytest.mark.parametrize(
-    "build", [mapped, lambda items: ahead(mapped(items), 2), lambda items: mapped(ahead(items, 2))]
+    "build",
+    [mapped, mapped_at_once, lambda items: ahead(mapped(items), 2), lambda items: mapped(ahead(items, 2))],
 )
 def test_an_error_reaches_the_reader_after_what_came_before_it(build):
     assert read_until_error(build(Source().items())) == (list(range(7)), "seven")
