@@ -15,6 +15,7 @@ many in all.
 """
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -32,6 +33,7 @@ import torch.distributed as dist
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -323,7 +325,9 @@ class Driver:
     def name_of(self, error: TrainingFailedError | RayError) -> str:
         """Who was lost, and what is known of why: the worker that died, not those that only lost touch with it."""
         failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-        dead = {rank: failure for rank, failure in failures.items() if isinstance(failure, RayError)} or failures
+        dead = {
+            rank: failure for rank, failure in failures.items() if isinstance(failure, RayError | RayTrainError)
+        } or failures
         if not dead:
             return f"the workers ({first_line(first_cause(error))})"
         return f"{', '.join(map(self.worker, sorted(dead)))}: {first_line(next(iter(dead.values())))}"
@@ -391,11 +395,15 @@ def is_loss(error: BaseException) -> bool:
     """Whether starting again may help: a process or machine that is gone, a connection that broke or timed out."""
     if isinstance(error, torch.OutOfMemoryError | NotImplementedError | RecursionError):
         return False
-    # gloo, NCCL and CUDA raise RuntimeError or a kind of it; Ray Train, where workers do not start in time, one of its own.
-    return isinstance(error, RayError | RuntimeError) or "Timeout" in type(error).__name__
+    # gloo, NCCL and CUDA raise RuntimeError or a kind of it.
+    return isinstance(error, RayError | RayTrainError | RuntimeError)
 
 
 def first_line(error: BaseException) -> str:
+    """An error in words: what Ray says of how a process ended, or the first line of any other."""
+    told = re.search(r"because its (node has died)|Worker exit detail: ([^\n.]+)", str(error))
+    if told:
+        return told[1] or told[2]
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

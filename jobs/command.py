@@ -1,6 +1,7 @@
 """What every job does alike: its command line, one line for bad input, one line and JSON for what came out."""
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,14 +34,14 @@ def prog() -> str:
 
 
 def run_command(main: Callable[[], int]) -> None:
-    """Runs a job: its exit status is the process's; expected errors are one line on stderr and status 1; Ctrl-C is 130."""
+    """Runs a job: its exit status is the process's; expected errors are one line on stderr and status 1."""
     try:
         sys.exit(main())
     except EXPECTED as error:
         fail(error, status=1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(error, "number", signal.SIGINT))  # as a shell says it; SIGTERM's from cluster/launch.py
 
 
 def fail(error: BaseException, status: int) -> None:

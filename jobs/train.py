@@ -224,7 +224,7 @@ def train(
             if "saved" in news:
                 report.checkpoint(news["saved"], news["keep"], news["new_best"])
             if "event" in news:
-                report.event(bar.done, news["event"])
+                report.event(report.last_step(), news["event"])
 
         worker_job = {
             "recipe": job.recipe.to_dict(),
