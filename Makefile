@@ -3,14 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help venv demo test test-long lint clean
+.PHONY: help venv demo test test-long test-multihost lint clean
 
 help:
-	@echo "make demo         set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (about 3 minutes)"
-	@echo "make test         set up, then the whole test suite"
-	@echo "make test-long    set up, then the tests that kill and start again for minutes"
-	@echo "make lint         formatting, lint and types"
-	@echo "make venv         only set up .venv"
+	@echo "make demo             set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (about 3 minutes)"
+	@echo "make test             set up, then the whole test suite"
+	@echo "make test-long        set up, then the tests that kill and start again for minutes"
+	@echo "make test-multihost   set up, then the tests on three Ray nodes in network namespaces (as root; needs iptables)"
+	@echo "make lint             formatting, lint and types"
+	@echo "make venv             only set up .venv"
 
 # The stamp is written last, so an interrupted installation is done again.
 .venv/.installed: pyproject.toml constraints.txt
@@ -29,6 +30,9 @@ test: venv
 
 test-long: venv
 	$(BIN)/python -m pytest -m long
+
+test-multihost: venv
+	$(BIN)/python -m pytest -m multihost tests/multihost
 
 lint: venv
 	$(BIN)/ruff format --check .

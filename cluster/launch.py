@@ -128,6 +128,8 @@ def run_workers(
     or GPUs that are asked for; TooManyFailures; Interrupted after a SIGINT or SIGTERM, once the workers have saved. A second
     signal does not wait for them: KeyboardInterrupt.
     """
+    if not options.here:
+        start_ray()  # which takes SIGTERM for itself
     with Signals() as signals:
         if options.here:
             result = run_here(function, {**job, "tell": listen, "stop_wanted": lambda: signals.number > 0}, options)
@@ -188,7 +190,6 @@ class Driver:
         is_allowed: Callable[[int], bool],
         signals: Signals,
     ):
-        start_ray()
         self.function, self.job, self.options, self.listen, self.signals = function, job, options, listen, signals
         self.sizes = options.sizes(is_allowed)
         self.use_gpus = options.gpus if options.gpus is not None else ray.cluster_resources().get("GPU", 0) > 0

@@ -20,7 +20,7 @@ from test_train import ROOT, losses
 
 from cluster.runs import RunFolder
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.long]
 LIMIT_SECONDS = 300.0
 NUM_STEPS = 160
 
@@ -28,11 +28,12 @@ NUM_STEPS = 160
 class Training:
     """python -m jobs.train in a process of its own, with a Ray of its own."""
 
-    def __init__(self, shards: Path, storage: Path, name: str, *options: str):
+    def __init__(self, shards: Path, storage: Path, name: str, *options: str, log_every: int = 5):
         self.json = storage / f"{name}.json"
         command = [
             sys.executable, "-m", "jobs.train", "demo", "--shards", str(shards), "--storage", str(storage), "--name", name,
-            "--clips.size", "20", "--num-steps", str(NUM_STEPS), "--global-batch", "8", "--val-every", "80", "--log-every", "5",
+            "--clips.size", "20", "--num-steps", str(NUM_STEPS), "--global-batch", "8", "--val-every", "80",
+            "--log-every", str(log_every),
             "--save-every", "20", "--json", str(self.json), *options,
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"}
@@ -70,12 +71,13 @@ class Training:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(shards: Path, storage: Path) -> Callable[[str], dict[int, float]]:
+def undisturbed(shards: Path, storage: Path) -> Callable[..., dict[int, float]]:
     """The losses of a run on so many workers."""
 
     @cache
-    def run(workers: str) -> dict[int, float]:
-        training = Training(shards, storage, f"undisturbed-{workers}", "--workers", workers, "--cpus-per-worker", "1")
+    def run(workers: str, log_every: int) -> dict[int, float]:
+        name, options = f"undisturbed-{workers}-{log_every}", ("--workers", workers, "--cpus-per-worker", "1")
+        training = Training(shards, storage, name, *options, log_every=log_every)
         assert training.end() == 0, "".join(training.lines)
         return losses(json.loads(training.json.read_text()))
 
@@ -115,7 +117,7 @@ def test_a_slow_worker_is_named_and_one_that_is_killed_is_replaced(shards, stora
     assert training.end() == 0, "".join(training.lines)
     result = json.loads(training.json.read_text())
     assert result["steps"] == NUM_STEPS
-    assert losses(result) == undisturbed("2")
+    assert losses(result) == undisturbed("2", log_every=5)
 
     client = MlflowClient(result["tracking_uri"])
     run = client.get_run(result["mlflow_run_id"])
@@ -135,18 +137,18 @@ def test_a_run_that_is_told_to_end_saves_its_last_step_and_the_same_command_goes
 ):
     name = f"terminated-{workers}"
     options = ("--workers", workers, "--save-every", "1000", "--val-every", "1000", "--cpus-per-worker", "1")
-    training = Training(shards, storage, name, *options)
+    training = Training(shards, storage, name, *options, log_every=1)
     training.wait_for(r"^step +20 ")
     training.process.send_signal(signal.SIGTERM)
-    assert training.end() == 143
+    assert training.end() == 143, "".join(training.lines)
     assert "interrupted; run the same command again to go on" in training.lines[-1]
     [checkpoint] = RunFolder(str(storage / name)).checkpoints()
     step = checkpoint.state()["meta"]["step"]
     assert step >= 20
-    again = Training(shards, storage, name, *options)
+    again = Training(shards, storage, name, *options, log_every=1)
     again.wait_for(rf"going on after step {step} from")
     assert again.end() == 0
-    assert losses(json.loads(again.json.read_text())) == undisturbed(workers)
+    assert losses(json.loads(again.json.read_text())) == undisturbed(workers, log_every=1)
 
 
 def test_a_worker_that_dies_each_time_ends_the_run_with_one_error(shards, storage):
