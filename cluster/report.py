@@ -1,7 +1,8 @@
 """A run's driver -> MLflow: one run for the whole life of a training, restarts included.
 
-    what workers tell ──> Report, a queue ──> a thread ──> MLflow
-                                                 └── does not answer ──> STORAGE/NAME/unsent.jsonl, until it does
+    what workers tell ──> Report, a queue ──┬─> a thread for metrics ──┬─> MLflow
+                                            ├─> a thread for files ────┘
+                                            └─> a thread that keeps ─────> STORAGE/NAME/unsent.jsonl, until MLflow has it
 
 The driver opens the run before any worker starts, so that a tracking server that is away then is found out at once. Later a
 server may be away as long as it likes: training goes on, and what is to be told waits, in order, also beyond the end of the
@@ -18,8 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,21 +32,28 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from cluster.checkpoint import FROZEN, Checkpoint
 from cluster.runs import RunFolder, export_best
-from shards.store import NoFile, absolute_url
+from shards.store import BadShards, NoFile, absolute_url
 
-# MLflow's own client would try for minutes; here what fails is sent again.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+# MLflow's own client would try for minutes; here what fails is sent again. A server may take long over a large file, once
+# it has it, to put it into its own store.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-# A new database is told of line by line otherwise.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # at each end of a run
+# A new database is told of line by line otherwise, and so is each attempt at a server that is away.
 for name in ("mlflow", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 CONNECT_SECONDS = 5.0
-CLOSE_SECONDS = 30.0  # at the end of a run, for what is left to send
+CLOSE_SECONDS = 30.0  # at the end of a run, for a server that does not answer
+BUSY_SECONDS = 300.0  # and for one that does, but has much to take
+STORE_SECONDS = 120.0  # and for the run's folder
 KEEP_SECONDS = 10.0  # between two writings of what waits
 IDLE_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0  # between two attempts, doubled after each
 UNSENT = "unsent.jsonl"  # in the run's folder
+SMALL, FILES = "metrics and events", "files"
+KINDS = {SMALL: ("metrics", "event", "end"), FILES: ("text", "files", "checkpoint")}  # of entries, a thread each
 LONGEST_TAG = 5000  # characters MLflow stores
 LONGEST_PARAMETER = 6000  # characters MLflow stores
 
@@ -114,8 +121,8 @@ def open_run(
     return run.info.run_id
 
 
-def check_reachable(uri: str) -> None:
-    """MLflow's own client tries for minutes; a server that is away is to be found out now."""
+def check_reachable(uri: str, way_out: str = "start it, or unset MLFLOW_TRACKING_URI to track in a file") -> None:
+    """MLflow's own client tries for minutes; a server that is away is to be found out now. Raises NoTracking."""
     if not uri.startswith("http"):
         return
     try:
@@ -125,9 +132,7 @@ def check_reachable(uri: str) -> None:
         pass  # it answered, if only to ask who we are
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise NoTracking(
-            f"no MLflow server at {uri} ({reason}); start it, or unset MLFLOW_TRACKING_URI to track in a file"
-        ) from None
+        raise NoTracking(f"no MLflow server at {uri} ({reason}); {way_out}") from None
 
 
 Entry = dict[str, Any]
@@ -136,35 +141,60 @@ Entry = dict[str, Any]
 class Report:
     """What one process tells MLflow of a run. A `with` block sends what is left; nothing in it waits for the server."""
 
-    def __init__(self, uri: str, run_id: str, run: RunFolder | None = None, say: Callable[[str], None] = print):
-        """run: where entries wait that cannot be sent, and where checkpoints are; without, both are refused. say: for people."""
+    def __init__(
+        self,
+        uri: str,
+        run_id: str,
+        run: RunFolder | None = None,
+        say: Callable[[str], None] = print,
+        is_over: bool = False,
+    ):
+        """run: where entries wait that cannot be sent, and where checkpoints are; without, both are refused. say: for people.
+
+        is_over: the run has ended, so that an end that an earlier process told is sent too. Raises NoTracking if the server
+        does not answer.
+        """
         self.client, self.run_id, self.run, self.say = MlflowClient(uri), run_id, run, say
         self.uri = uri
-        self.last_steps = self.known_steps()
-        self.waiting: deque[Entry] = deque(read_entries(run) if run else [])
-        self.kept = len(self.waiting) > 0  # in unsent.jsonl
-        self.changed = threading.Condition()
-        self.closing_at: float | None = None
-        self.thread = threading.Thread(target=self.send_all, name="report", daemon=True)
-        self.thread.start()
+        self.kept = read_entries(run) if run else []  # what is in unsent.jsonl
+        self.waiting = [entry for entry in self.kept if is_over or entry["kind"] != "end"]
+        self.last_steps = self.known_steps() if run else {}
+        self.best_missed = False  # the best model's checkpoint could not be sent, and has no successor that was
+        self.changed = threading.Condition()  # of all that follows, and of what waits
+        self.keep_now = self.is_closed = False
+        self.away: set[str] = set()  # SMALL or FILES, where the last attempt had no answer
+        self.taken_at = time.monotonic()  # when an entry was last sent
+        self.keeper = threading.Thread(target=self.keep_all, name="report keeps", daemon=True)
+        self.keeper.start()
+        for what in KINDS:
+            threading.Thread(target=self.send_all, args=(what,), name=f"report sends {what}", daemon=True).start()
 
     def __enter__(self) -> "Report":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if not self.close() and self.run and self.kept:
+            self.say(
+                f"MLflow at {self.uri} did not take {len(self.kept)} entries; they are kept in {self.run.url}/{UNSENT}; "
+                f"send them once it answers: python -m jobs.sync_mlflow --run {self.run.url}"
+            )
 
     def known_steps(self) -> dict[str, int]:
-        """The last step of each kind of metrics that MLflow has."""
+        """The last step of each kind of metrics that MLflow has, or that waits for it."""
         steps = {}
         for kind in ("train", "val"):
-            history = self.client.get_metric_history(self.run_id, f"{kind}/loss")
-            steps[kind] = max((metric.step for metric in history), default=-1)
+            name = f"{kind}/loss"
+            try:
+                history = self.client.get_metric_history(self.run_id, name)
+            except MlflowException as error:
+                raise NoTracking(f"MLflow at {self.uri} does not tell of {self.run_id}: {first_line(error)}") from None
+            waiting = [entry["step"] for entry in self.waiting if name in entry.get("values", ())]
+            steps[kind] = max([-1, *waiting, *(metric.step for metric in history)])
         return steps
 
     def last_step(self) -> int:
         """The last one of which there were metrics."""
-        return max(0, *self.last_steps.values())
+        return max([0, *self.last_steps.values()])
 
     def metrics(self, step: int, values: Mapping[str, float], milliseconds: int | None = None) -> None:
         """Metrics of a step. Those that a run has told already, and tells again after a restart, are left out.
@@ -172,7 +202,7 @@ class Report:
         milliseconds: when they were measured, since 1970; default: now.
         """
         kind = next(iter(values)).split("/")[0]
-        if self.run is not None and kind in self.last_steps:
+        if kind in self.last_steps:
             if step <= self.last_steps[kind]:
                 return
             self.last_steps[kind] = step
@@ -192,70 +222,96 @@ class Report:
 
     def checkpoint(self, name: str, keep: int, new_best: bool) -> None:
         """A checkpoint's files under checkpoints/, the newest `keep` of them, and the best model under best/."""
-        self.put(kind="checkpoint", name=name, keep=keep, new_best=new_best)
+        with self.changed:
+            older = [entry for entry in self.waiting if entry["kind"] == "checkpoint"]
+            for entry in older[1 : len(older) + 1 - keep]:  # the first is being sent; these would be deleted soon
+                self.waiting.remove(entry)
+                new_best = new_best or entry["new_best"]
+            self.keep_now = True  # a restart goes on from here, and does not tell again what was before
+            self.put(kind="checkpoint", name=name, keep=keep, new_best=new_best)
 
     def end(self, status: str = "FINISHED") -> None:
-        """status: FINISHED, FAILED or KILLED."""
+        """status: FINISHED, FAILED or KILLED. Sent when all else is."""
         self.put(kind="end", status=status, milliseconds=now())
 
     def put(self, **entry: Any) -> None:
         with self.changed:
             self.waiting.append(entry)
-            self.changed.notify()
+            self.changed.notify_all()
 
-    def close(self, seconds: float = CLOSE_SECONDS) -> bool:
-        """Sends what is left, for so long at most; whether that was all. What is left then is in unsent.jsonl."""
-        with self.changed:
-            self.closing_at = time.monotonic() + seconds
-            self.changed.notify()
-        self.thread.join()
-        if self.waiting and self.run:
-            self.say(
-                f"MLflow at {self.uri} did not answer: {len(self.waiting)} entries are kept in {self.run.url}/{UNSENT}; "
-                f"send them once it does: python -m jobs.sync_mlflow --run {self.run.url}"
-            )
+    def close(self, seconds: float | None = None) -> bool:
+        """Sends what is left; whether that was all. What is left then is in unsent.jsonl.
+
+        seconds: for a server that answers; default: BUSY_SECONDS. One that does not answer has CLOSE_SECONDS.
+        """
+        until = time.monotonic() + (BUSY_SECONDS if seconds is None else seconds)
+        try:
+            with self.changed:
+                self.taken_at = time.monotonic()
+                while self.waiting and time.monotonic() < until and not self.is_silent():
+                    self.changed.wait(IDLE_SECONDS)
+        finally:  # also after Ctrl-C
+            with self.changed:
+                self.is_closed = True
+                self.changed.notify_all()
+            self.keeper.join(STORE_SECONDS)
         return not self.waiting
 
-    # In the thread
+    def is_silent(self) -> bool:
+        """Whether the server seems to be away: a file may be long on its way, small entries not."""
+        may_take_long = not self.away and self.next_of(SMALL) is None
+        return not may_take_long and time.monotonic() > self.taken_at + CLOSE_SECONDS
 
-    def send_all(self) -> None:
-        away_since, pause, kept_at = None, FIRST_PAUSE_SECONDS, 0.0
-        while self.next_entry():
+    # In the threads that send
+
+    def send_all(self, what: str) -> None:
+        away_since, pause = None, FIRST_PAUSE_SECONDS
+        while (entry := self.next_entry(what)) is not None:
             try:
-                self.send(self.waiting[0])
+                self.send(entry)
             except Exception as error:
-                if not is_passing(error):
-                    self.say(f"warning: MLflow at {self.uri} refuses {self.waiting[0]['kind']}: {first_line(error)}")
-                    self.waiting.popleft()
+                if is_passing(error):
+                    if away_since is None:
+                        away_since = time.monotonic()
+                        self.say(f"MLflow at {self.uri} does not answer ({first_line(error)}); {what} wait")
+                    self.wait_away(what, pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                     continue
-                if away_since is None:
-                    away_since = time.monotonic()
-                    self.say(f"MLflow at {self.uri} does not answer ({first_line(error)}); what is to be told waits")
-                is_last_try = self.closing_at is not None and time.monotonic() + pause > self.closing_at
-                if is_last_try or time.monotonic() - kept_at > KEEP_SECONDS:
-                    self.keep()
-                    kept_at = time.monotonic()
-                if is_last_try:
-                    return
-                time.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            else:
-                self.waiting.popleft()
-                if away_since is not None:
-                    self.say(f"MLflow at {self.uri} answers again, after {time.monotonic() - away_since:.0f} s")
-                    away_since, pause = None, FIRST_PAUSE_SECONDS
-        self.forget_kept()
+                self.say(f"warning: MLflow at {self.uri} refuses {entry['kind']}: {first_line(error)}")
+            if away_since is not None:
+                self.say(f"MLflow at {self.uri} takes {what} again, after {time.monotonic() - away_since:.0f} s")
+                away_since, pause = None, FIRST_PAUSE_SECONDS
+            self.done(what, entry)
 
-    def next_entry(self) -> bool:
-        """Waits for an entry; False when the report is closed and nothing is left."""
+    def next_entry(self, what: str) -> Entry | None:
+        """Waits for an entry; None when the report is closed."""
         with self.changed:
-            while not self.waiting:
-                if self.closing_at is not None:
-                    return False
+            while not self.is_closed:
+                entry = self.next_of(what)
+                if entry is not None:
+                    return entry
                 self.changed.wait(IDLE_SECONDS)
-                if not self.waiting:
-                    self.forget_kept()
-            return True
+        return None
+
+    def next_of(self, what: str) -> Entry | None:
+        """The first entry of SMALL or FILES; an end only once nothing is before it."""
+        entry = next((entry for entry in self.waiting if entry["kind"] in KINDS[what]), None)
+        return None if entry and entry["kind"] == "end" and entry is not self.waiting[0] else entry
+
+    def wait_away(self, what: str, seconds: float) -> None:
+        with self.changed:
+            self.keep_now = self.keep_now or what not in self.away
+            self.away.add(what)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.is_closed, seconds)
+
+    def done(self, what: str, entry: Entry) -> None:
+        with self.changed:
+            if entry in self.waiting:  # a checkpoint may have been left out by now
+                self.waiting.remove(entry)
+            self.away.discard(what)
+            self.taken_at = time.monotonic()
+            self.changed.notify_all()
 
     def send(self, entry: Entry) -> None:
         match entry["kind"]:
@@ -266,6 +322,7 @@ class Report:
                         Metric(key, value, entry["milliseconds"], entry["step"])
                         for key, value in entry["values"].items()
                     ],
+                    synchronous=True,
                 )
             case "event":
                 self.send_event(entry)
@@ -288,40 +345,66 @@ class Report:
                 self.run_id,
                 metrics=[Metric("run/events", len(events) + 1.0, entry["milliseconds"], entry["step"])],
                 tags=[RunTag(f"event.{len(events) + 1:04}", text)],
+                synchronous=True,
             )
 
     def send_checkpoint(self, entry: Entry) -> None:
         assert self.run is not None
         checkpoint = Checkpoint(self.run.store, entry["name"])
         logged = sorted(file.path for file in self.client.list_artifacts(self.run_id, "checkpoints"))
+        new_best = entry["new_best"] or self.best_missed
         with TemporaryDirectory(prefix="grurcn-report-") as name:
             folder = Path(name)
             try:
                 checkpoint.copy_to(folder / "checkpoints", with_shared=f"checkpoints/{FROZEN}" not in logged)
-                if entry["new_best"]:
+                if new_best:
                     export_best(checkpoint, folder / "best")
+            except BadShards:  # the store is away
+                raise
             except ValueError as error:  # damaged, or gone: a newer one has taken its place while MLflow was away
+                self.best_missed = new_best
                 self.say(f"warning: {checkpoint.url} was not sent to MLflow: {error}")
                 return
             self.client.log_artifacts(self.run_id, str(folder))
+        self.best_missed = False
         there = sorted({f"checkpoints/{entry['name']}", *(path for path in logged if not path.endswith(FROZEN))})
-        place = self.client.get_run(self.run_id).info.artifact_uri
-        assert place is not None
-        repository = get_artifact_repository(place)
-        for path in there[: -entry["keep"]]:
-            repository.delete_artifacts(path)
+        self.delete_artifacts(there[: -entry["keep"]])
 
-    def keep(self) -> None:
+    def delete_artifacts(self, paths: Sequence[str]) -> None:
+        """What stays, for whatever reason, goes with the next checkpoint; nothing is sent again for it."""
+        try:
+            place = self.client.get_run(self.run_id).info.artifact_uri
+            assert place is not None
+            repository = get_artifact_repository(place, tracking_uri=self.uri)
+            for path in paths:
+                repository.delete_artifacts(path)
+        except Exception as error:
+            self.say(f"warning: older checkpoints stay in MLflow at {self.uri}: {first_line(error)}")
+
+    # In the thread that keeps
+
+    def keep_all(self) -> None:
+        is_last = False
+        while not is_last:
+            with self.changed:
+                self.changed.wait_for(lambda: self.keep_now or self.is_closed, KEEP_SECONDS)
+                self.keep_now, is_last = False, self.is_closed
+                waiting = list(self.waiting)
+            if self.run is not None and waiting != self.kept:
+                self.keep(self.run, waiting)
+
+    def keep(self, run: RunFolder, waiting: list[Entry]) -> None:
         """Writes what waits into the run's folder, so that it outlives this process."""
-        if self.run is not None:
-            with self.run.store.written(UNSENT) as file:
-                file.writelines(json.dumps(entry).encode() + b"\n" for entry in list(self.waiting))
-            self.kept = True
-
-    def forget_kept(self) -> None:
-        if self.kept and self.run is not None:
-            self.run.store.delete([UNSENT])
-            self.kept = False
+        try:
+            if waiting:
+                with run.store.written(UNSENT) as file:
+                    file.writelines(json.dumps(entry).encode() + b"\n" for entry in waiting)
+            else:
+                run.store.delete([UNSENT])
+        except (OSError, BadShards) as error:
+            self.say(f"warning: what MLflow has not taken cannot be kept: {error}")
+        else:
+            self.kept = waiting
 
 
 def read_entries(run: RunFolder) -> list[Entry]:
@@ -338,10 +421,15 @@ def now() -> int:
 
 
 def is_passing(error: Exception) -> bool:
-    """Whether MLflow may take the same later: a server that is away or overloaded, a database that is locked."""
+    """Whether the same may be taken later: by a server that is away or overloaded, a database that is locked, with a new
+    token, or by the database that has the run, where a server was started on another one."""
     if isinstance(error, MlflowException):
-        return error.error_code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
-    return isinstance(error, OSError)
+        status = error.get_http_status_code()
+    elif isinstance(error, OSError | BadShards):
+        status = getattr(getattr(error, "response", None), "status_code", 500)  # of an artifact's upload
+    else:
+        return False
+    return status >= 500 or status in (401, 404, 408, 409, 429)
 
 
 def first_line(error: Exception) -> str:

@@ -6,8 +6,9 @@
     python -m jobs.bench read                    random clips against webdataset + PyAV and against libavcodec alone; memory
     python -m jobs.bench pack                    packing against the bare ffmpeg program; memory
     python -m jobs.bench train --workers 2       training against the same loop on one batch in memory; from a slow store
+    python -m jobs.bench soak --minutes 20       training while something is killed every 20 to 60 s, against the undisturbed run
 
-What came out, with date and machine, is in docs/benchmarks.md. All but train need neither ray, deepspeed nor mlflow.
+What came out, with date and machine, is in docs/benchmarks.md. All but train and soak need neither ray, deepspeed nor mlflow.
 
 --json FILE holds: bench, machine, tables {title: rows}.
 """
@@ -25,11 +26,12 @@ from jobs.bench_model import Model, bench_model
 from jobs.bench_order import OrderBench, bench_order
 from jobs.bench_pack import Pack, bench_pack
 from jobs.bench_read import Read, bench_read
+from jobs.bench_soak import Soak, bench_soak
 from jobs.bench_train import TrainBench, bench_train
 from jobs.command import STYLE, finish, prog, run_command
 
-Bench = Model | OrderBench | Read | Pack | TrainBench
-BENCHES = {"model": Model, "order": OrderBench, "read": Read, "pack": Pack, "train": TrainBench}
+Bench = Model | OrderBench | Read | Pack | TrainBench | Soak
+BENCHES = {"model": Model, "order": OrderBench, "read": Read, "pack": Pack, "train": TrainBench, "soak": Soak}
 
 
 def parse() -> Bench:
@@ -48,6 +50,8 @@ def main(job: Bench) -> int:
             tables = bench_pack(job)
         case TrainBench():
             tables = bench_train(job)
+        case Soak():
+            tables = bench_soak(job)
     name = next(name for name, kind in BENCHES.items() if isinstance(job, kind))
     for title, rows in tables.items():
         show(title, rows)
