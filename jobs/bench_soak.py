@@ -84,7 +84,8 @@ def soak(job: Soak, folder: Path) -> dict[str, list[dict[str, Any]]]:
             with Command(folder, {**settings, "name": "undisturbed", "steps": 10**6}) as undisturbed:
                 undisturbed.wait_for_step(1)
                 time.sleep(60 * job.minutes / 3)
-                steps = undisturbed.stop()
+                undisturbed.end()
+            steps = undisturbed.steps()
             print(f"undisturbed: {steps:,} steps", flush=True)
             with Command(folder, {**settings, "name": "disturbed", "steps": steps}) as disturbed:
                 faults = Faults(random.Random(job.seed), job.seconds, disturbed, server, nodes, folder)
@@ -144,37 +145,43 @@ class Command:
         self.folder, self.name = folder, settings["name"]
         self.file = folder / f"{self.name}.json"
         self.file.write_text(json.dumps(settings))
+        self.log_file = folder / f"{self.name}.log"
         self.starts = 0
         self.stopping = False
-        self.thread = threading.Thread(target=self.run)
+        self.thread = threading.Thread(target=self.keep_running)
 
     def __enter__(self) -> "Command":
+        self.start()
         self.thread.start()
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is not None:
-            self.stop()
+            self.end()
         self.thread.join()
 
-    def run(self) -> None:
+    def start(self) -> None:
+        self.starts += 1
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        with (self.folder / f"{self.name}.log").open("a") as log:
-            while True:
-                self.starts += 1
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "jobs.bench_soak", str(self.file)],
-                    cwd=ROOT, env=environment, stdout=log, stderr=log,
-                )  # fmt: skip
-                if self.process.wait() == 0 or self.stopping:
-                    return
-                time.sleep(1)
+        with self.log_file.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "jobs.bench_soak", str(self.file)],
+                cwd=ROOT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def keep_running(self) -> None:
+        while self.process.wait() and not self.stopping:
+            time.sleep(1)
+            self.start()
 
     def over(self) -> bool:
         return not self.thread.is_alive()
 
     def log(self) -> str:
-        return (self.folder / f"{self.name}.log").read_text()
+        return self.log_file.read_text()
 
     def wait_for_step(self, step: int) -> None:
         until = time.monotonic() + START_SECONDS
@@ -183,13 +190,16 @@ class Command:
                 raise TimeoutError(f"no step {step} within {START_SECONDS:g} s:\n{self.log()}")
             time.sleep(0.5)
 
-    def stop(self) -> int:
-        """Ends it by SIGTERM; the step that it has saved."""
+    def end(self) -> None:
+        """Ends it by SIGTERM."""
+        self.stopping = True
+        self.process.terminate()
+        self.thread.join()
+
+    def steps(self) -> int:
+        """Those that it has saved."""
         from cluster.runs import RunFolder
 
-        self.stopping = True
-        self.process.send_signal(signal.SIGTERM)
-        self.thread.join()
         return RunFolder(f"{self.folder}/runs/{self.name}").checkpoints()[-1].state()["meta"]["step"]
 
 
