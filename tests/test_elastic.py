@@ -20,7 +20,7 @@ from test_train import ROOT, losses
 
 from cluster.runs import RunFolder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.long]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(900)]
 LIMIT_SECONDS = 300.0
 NUM_STEPS = 160
 
