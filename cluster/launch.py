@@ -47,6 +47,9 @@ SECONDS_BETWEEN_LOOKS = 0.25
 SETTLE_SECONDS = 3.0  # after a loss: so long until the cluster knows what is left
 GROW_SECONDS = 15.0  # a machine that came must have stayed so long
 STOP_SECONDS = 120.0  # for saving, after a signal
+SECONDS_BETWEEN_COUNTS = 2.0  # of the cluster's machines
+# What gloo, NCCL and CUDA say, as RuntimeErrors, of a peer or a device that is gone.
+BROKEN = re.compile(r"gloo|NCCL|CUDA error|connection|socket|timed? ?out|broken pipe", re.IGNORECASE)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -197,6 +200,7 @@ class Driver:
         self.failures = 0  # since the last new checkpoint
         self.lost_at: float | None = None
         self.where: dict[int, News] = {}  # rank -> host, node, process
+        self.count_at = 0.0  # when the cluster's machines are to be counted again
 
     def run(self) -> dict[str, Any]:
         self.nodes.check_possible(self.sizes[-1])
@@ -260,10 +264,13 @@ class Driver:
         """Why the workers should save and stop now: a signal, a node that is about to go, or one that has come."""
         if self.signals.number:
             return "signal"
+        if not self.where or time.monotonic() < self.count_at:
+            return None
+        self.count_at = time.monotonic() + SECONDS_BETWEEN_COUNTS
         leaving = self.nodes.leaving({about["node"] for about in self.where.values()})
         if leaving:
             return f"{leaving} is about to be taken away: saving, then going on without it"
-        larger = self.nodes.largest(self.sizes, ours=size) if len(self.sizes) > 1 and self.where else None
+        larger = self.nodes.largest(self.sizes, ours=size) if len(self.sizes) > 1 else None
         if grown.over(larger is not None and larger > size):
             return f"machines for {larger} workers have come: saving, then going on with them"
         return None
@@ -394,10 +401,11 @@ def first_cause(error: BaseException) -> BaseException:
 
 def is_loss(error: BaseException) -> bool:
     """Whether starting again may help: a process or machine that is gone, a connection that broke or timed out."""
-    if isinstance(error, torch.OutOfMemoryError | NotImplementedError | RecursionError):
+    if isinstance(error, torch.OutOfMemoryError):
         return False
-    # gloo, NCCL and CUDA raise RuntimeError or a kind of it.
-    return isinstance(error, RayError | RayTrainError | RuntimeError)
+    if isinstance(error, RayError | RayTrainError | torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and bool(BROKEN.search(str(error)))  # others are faults of ours
 
 
 def first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """The same data from every store: packed to the same bytes, read as the same pixels, trained on to the same losses."""
 
+import json
 import os
 import random
 import signal
@@ -15,8 +16,11 @@ import torch
 from conftest import packing_job
 from servers import KEYS, RangeServer, environment, first, gs_server, hang_up, s3_server, status
 from test_train import ROOT, losses, run_train
+from test_train import job as train_job
 
-from jobs import make_shards
+from cluster.report import NoTracking, tracking_uri
+from cluster.runs import load_best
+from jobs import evaluate, make_shards, train
 from shards import store as store_module
 from shards.clips import ClipConfig
 from shards.index import Index
@@ -177,3 +181,24 @@ def test_a_run_that_was_begun_on_a_folder_goes_on_from_a_store_with_the_same_dat
     run_train(shards, storage, "moved")
     run_train(copy(shards, f"{s3}/moved"), storage, "moved")
     assert "was finished before" in capsys.readouterr().out
+
+
+def test_a_run_in_a_store_has_the_losses_of_one_in_a_folder_and_is_evaluated_there(s3, shards, storage, monkeypatch):
+    wanted = run_train(shards, storage, "in-folder")
+    with pytest.raises(NoTracking, match=r"s3://.*: MLflow's database cannot lie in an object store; start a server"):
+        train.main("tiny", train_job(shards, f"{s3}/runs", "in-store"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri(storage))
+    json_file = storage / "in-store.json"
+    assert train.main("tiny", train_job(shards, f"{s3}/runs", "in-store", json=json_file)) == 0
+    result = json.loads(json_file.read_text())
+    assert result["run"] == f"{s3}/runs/in-store"
+    assert losses(result) == losses(wanted)
+    best = [load_best(place) for place in (storage / "in-folder", result["run"])]
+    assert all(torch.equal(best[0].weights[name], best[1].weights[name]) for name in best[0].weights)
+
+    scores = storage / "evaluation.json"
+    evaluation = evaluate.Evaluate(run=result["run"], shards=str(shards), clips=2, views=1, json=scores)
+    assert evaluate.main(evaluation) == 0
+    place = json.loads(scores.read_text())["scores"]
+    assert place == f"{s3}/runs/in-store/evaluations/test-2x1/scores.parquet"
+    assert open_store(s3).read_file(place.removeprefix(f"{s3}/")).startswith(b"PAR1")

@@ -38,7 +38,7 @@ TINY = Recipe(
 )
 
 
-def job(shards: str | Path, storage: Path, name: str, recipe: Recipe = TINY, **options) -> train.Train:
+def job(shards: str | Path, storage: str | Path, name: str, recipe: Recipe = TINY, **options) -> train.Train:
     return train.Train(shards=str(shards), recipe=recipe, storage=str(storage), name=name, log_every=1, **options)
 
 
