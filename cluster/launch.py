@@ -84,12 +84,8 @@ class Workers:
     """How long workers wait for each other in one step before they are started again."""
 
     def __post_init__(self) -> None:
-        try:
-            least, _, most = str(self.workers).partition(":")
-            valid = 0 <= int(least) <= int(most or least)
-        except ValueError:
-            valid = False
-        if not valid or (":" in str(self.workers) and self.least == 0):
+        is_range = re.fullmatch(r"[1-9]\d*:[1-9]\d*", str(self.workers))
+        if not (is_range and self.least <= self.most) and not re.fullmatch(r"\d+", str(self.workers)):
             raise ValueError(f"workers {self.workers}: wanted a number, or a range such as 1:4")
         if self.cpus_per_worker is not None and self.cpus_per_worker < 1:
             raise ValueError(f"cpus_per_worker {self.cpus_per_worker}: wanted at least 1")
