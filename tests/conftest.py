@@ -9,7 +9,7 @@ import pytest
 # Set before anything imports a numerics library: on few cores, threads that spin in wait take time from the others.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
-os.environ.pop("RAY_ADDRESS", None)
+os.environ["RAY_ADDRESS"] = "local"  # a Ray of our own, also beside one that runs on this machine
 
 from jobs import make_shards
 from jobs.demo import MOTIONS, SIZE, draw_motion, write_video
