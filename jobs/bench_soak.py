@@ -72,6 +72,8 @@ def bench_soak(job: Soak) -> dict[str, list[dict[str, Any]]]:
 def soak(job: Soak, folder: Path) -> dict[str, list[dict[str, Any]]]:
     from ray.cluster_utils import Cluster
 
+    from cluster.report import UNSENT
+    from jobs import sync_mlflow
     from jobs.bench_train import demo_shards
 
     shards = demo_shards(folder)
@@ -90,6 +92,9 @@ def soak(job: Soak, folder: Path) -> dict[str, list[dict[str, Any]]]:
             with Command(folder, {**settings, "name": "disturbed", "steps": steps}) as disturbed:
                 faults = Faults(random.Random(job.seed), job.seconds, disturbed, server, nodes, folder)
                 faults.run(until=disturbed.over)
+            server.wait()
+            if (folder / "runs" / "disturbed" / UNSENT).exists():  # MLflow was away at the end
+                sync_mlflow.main(sync_mlflow.SyncMlflow(run=f"{folder}/runs/disturbed"))
             return tables(folder, server.uri, steps, faults)
     finally:
         nodes.shutdown()
@@ -106,11 +111,7 @@ class Server:
 
     def __enter__(self) -> "Server":
         self.start()
-        until = time.monotonic() + START_SECONDS
-        while not self.answers():
-            if time.monotonic() > until:
-                raise TimeoutError(f"mlflow server did not start within {START_SECONDS:g} s")
-            time.sleep(0.5)
+        self.wait()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,6 +126,13 @@ class Server:
             ],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
+
+    def wait(self) -> None:
+        until = time.monotonic() + START_SECONDS
+        while not self.answers():
+            if time.monotonic() > until:
+                raise TimeoutError(f"mlflow server did not start within {START_SECONDS:g} s")
+            time.sleep(0.5)
 
     def answers(self) -> bool:
         try:
