@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Set before anything imports a numerics library: on few cores, threads that spin in wait take time from the others.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -16,6 +17,10 @@ from jobs.demo import MOTIONS, SIZE, draw_motion, write_video
 from shards.flow import FlowMethod
 from shards.sources import Folder
 from shards.video import Packing
+
+# No test is a timed one: a busy machine may take as long as it likes.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 VIDEOS_PER_CLASS = 6
 
