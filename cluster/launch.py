@@ -35,13 +35,12 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.connect import NoCluster, start_ray
 from cluster.engine import start_world_of_one
+from cluster.mailbox import News, new_mailbox
 from cluster.nodes import Nodes, needs
 
-News = dict[str, Any]
 Function = Callable[[dict[str, Any]], dict[str, Any]]
 SECONDS_BETWEEN_LOOKS = 0.25
 SETTLE_SECONDS = 3.0  # after a loss: so long until the cluster knows what is left
@@ -329,12 +328,21 @@ class Driver:
     def name_of(self, error: TrainingFailedError | RayError) -> str:
         """Who was lost, and what is known of why: the worker that died, not those that only lost touch with it."""
         failures = error.worker_failures if isinstance(error, WorkerGroupError) else {}
-        dead = {
-            rank: failure for rank, failure in failures.items() if isinstance(failure, RayError | RayTrainError)
-        } or failures
-        if not dead:
-            return f"the workers ({first_line(first_cause(error))})"
-        return f"{', '.join(map(self.worker, sorted(dead)))}: {first_line(next(iter(dead.values())))}"
+        told = first_line(first_cause(error))
+        dead = [rank for rank, failure in failures.items() if isinstance(failure, RayError | RayTrainError)]
+        if dead:
+            told = first_line(failures[dead[0]])
+        lost = dead or self.missed(failures, told) or list(failures)
+        return f"{', '.join(map(self.worker, sorted(lost)))}: {told}" if lost else f"the workers ({told})"
+
+    def missed(self, failures: dict[int, Exception], told: str) -> list[int]:
+        """The workers at the addresses of which others tell that a connection broke, as gloo writes them: [10.0.0.2]:4711.
+
+        When a machine dies, its workers' neighbours note it before Ray does.
+        """
+        peers = re.findall(r"\[([\da-f.:]+)\]:\d+", told)
+        silent = {rank: about["host"] for rank, about in self.where.items() if rank not in failures}
+        return [rank for rank, host in silent.items() if any(f"({peer})" in host for peer in peers)]
 
     def worker(self, rank: int) -> str:
         """A worker in words."""
@@ -406,11 +414,16 @@ def is_loss(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """An error in words: what Ray says of how a process ended, or the first line of any other."""
+    error = getattr(error, "health_check_failure", error)  # what Ray wraps says more
     told = re.search(r"because its (node has died)|Worker exit detail: ([^\n.]+)", str(error))
     if told:
         return told[1] or told[2]
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    # gloo begins with the place in its source, and ends with a guess
+    said = re.sub(r"^\[\S+:\d+\] ", "", lines[0]).partition(". This is typically ")[0]
+    return f"{type(error).__name__}: {said}"
 
 
 # The workers' side
@@ -461,31 +474,3 @@ class Ear:
                     return
             except RayError:
                 continue  # slow, or gone with the driver, and then Ray ends this worker too
-
-
-class Mailbox:
-    """An actor that keeps what workers tell until the driver takes it. Workers do not wait for it, nor fail without it."""
-
-    def __init__(self) -> None:
-        self.news: list[News] = []
-        self.stop = False
-
-    def put(self, news: News) -> None:
-        self.news.append(news)
-
-    def take(self) -> list[News]:
-        taken, self.news = self.news, []
-        return taken
-
-    def ask(self) -> None:
-        """The driver wants the workers to save and stop."""
-        self.stop = True
-
-    def asked(self) -> bool:
-        return self.stop
-
-
-def new_mailbox() -> Any:
-    """On the driver's own machine, so that losing another one does not silence the run."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()

@@ -23,6 +23,8 @@ Or in the place of kill():
     os.kill(cluster.one.workers()[0], signal.SIGKILL)                           one training worker
     cluster.one.link_down(); time.sleep(5); cluster.one.link_up()               a cable that is loose
     cluster.one.link_down()                                                     one that is cut
+    cluster.drain(cluster.one)                                                  a machine that says it is about to go
+    cluster.store.freeze(); time.sleep(30); cluster.store.thaw()                servers that hang
     for pid in cluster.drivers(): os.kill(pid, signal.SIGKILL)                  the command; then submit it again
     cluster.stop(job)                                                           `ray job stop`
 """
@@ -258,6 +260,19 @@ class Host:
             child.wait()
         self.children.clear()
 
+    def freeze(self) -> None:
+        """Stops all its processes where they are: connections stay, and nothing answers, until thaw()."""
+        self.send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def send(self, number: int) -> None:
+        """A signal to all its processes."""
+        for pid in processes(self.namespace):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def workers(self) -> list[int]:
         """Processes of Ray Train workers."""
         return self.processes_titled("ray::RayTrainWorker")
@@ -314,6 +329,7 @@ class Cluster:
             Host(self, name, number) for number, name in enumerate(("head", "one", "two", "store"), start=1)
         ]
         self.nodes = [self.head, self.one, self.two]
+        self.drained: list[Host] = []
         self.services = {
             "AWS_ACCESS_KEY_ID": "AKIATESTTESTTESTTEST",
             "AWS_SECRET_ACCESS_KEY": "never/to+be/seen+anywhere",
@@ -400,10 +416,19 @@ class Cluster:
 
         return self.head.inside(answer)
 
-    def alive(self) -> set[str]:
-        """Addresses of the Ray nodes that the cluster holds for alive."""
+    def alive(self) -> dict[str, str]:
+        """Address -> id of the Ray nodes that the cluster holds for alive."""
         nodes = self.ask("/api/v0/nodes")["data"]["result"]["result"]
-        return {node["node_ip"] for node in nodes if node["state"] == "ALIVE"}
+        return {node["node_ip"]: node["node_id"] for node in nodes if node["state"] == "ALIVE"}
+
+    def drain(self, host: Host, seconds: int = 60) -> None:
+        """Tells Ray that the host will be taken away in so many seconds, as a cloud does with a machine lent for little."""
+        self.drained.append(host)
+        self.head.run([
+            "ray", "drain-node", "--address", f"{self.head.address}:{RAY_PORT}", "--node-id", self.alive()[host.address],
+            "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a test",
+            "--deadline-remaining-seconds", str(seconds),
+        ])  # fmt: skip
 
     def machines_of_tasks(self, name: str) -> int:
         """On how many nodes tasks of this name have run."""
@@ -466,9 +491,12 @@ class Cluster:
         until(reached, seconds, what, every=0.5)
 
     def heal(self) -> None:
-        """What a test broke is whole again: no job runs, links are up, three Ray nodes are alive."""
+        """What a test broke is whole again: nothing is frozen, no job runs, links are up, three Ray nodes are alive and stay."""
         for host in self.hosts:
+            host.thaw()
             host.heal_link()
+        while self.drained:
+            self.drained.pop().kill()
         if not self.head.listens(DASHBOARD_PORT):
             for node in self.nodes:
                 node.kill()
@@ -489,8 +517,8 @@ class Cluster:
         self.wait(job)
 
     def drivers(self) -> list[int]:
-        """Processes of the submitted commands (`python -m jobs...`): those that wait for Ray."""
-        return self.head.processes_titled("-m jobs.")
+        """Processes of the submitted commands (`python -m jobs...`, or paced.py's): those that wait for Ray."""
+        return [pid for module in ("jobs.", "tests.multihost.") for pid in self.head.processes_titled(f"-m {module}")]
 
 
 def copy_code(to: Path) -> None:
