@@ -160,7 +160,8 @@ class Signals:
         self.before = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self.before[number] = signal.signal(number, self.note)
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in a shell's background
+                    self.before[number] = signal.signal(number, self.note)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -151,6 +151,19 @@ def test_a_run_that_is_told_to_end_saves_its_last_step_and_the_same_command_goes
     assert losses(json.loads(again.json.read_text())) == undisturbed(workers, log_every=1)
 
 
+def test_a_worker_that_hangs_is_waited_for_so_long_and_then_replaced(shards, storage, undisturbed, monkeypatch):
+    monkeypatch.setenv("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "15")  # instead of a minute
+    training = Training(shards, storage, "hanging", "--workers", "2")
+    training.wait_for(r"^step +20 ")
+    hanging = training.workers()[1]
+    hanging.suspend()
+    lost = training.wait_for(rf"lost worker \d on .*, process {hanging.pid}: .* has been hanging for 15\.")
+    training.wait_for(r"training again \d+ s after the loss was noted", lost)
+    assert training.end() == 0, "".join(training.lines)
+    assert not hanging.is_running()
+    assert losses(json.loads(training.json.read_text())) == undisturbed("2", log_every=5)
+
+
 def test_a_worker_that_dies_each_time_ends_the_run_with_one_error(shards, storage):
     training = Training(shards, storage, "dying", "--workers", "1", "--max-failures", "1", "--save-every", "1000")
     for count in (1, 2):
