@@ -41,8 +41,3 @@ class Agreement:
         names = [name]
         dist.broadcast_object_list(names, src=0, group=self.group)
         return names[0]
-
-    def wait(self) -> None:
-        """Until every rank is here."""
-        if self.group is not None:
-            dist.barrier(group=self.group)

@@ -33,7 +33,7 @@ from cluster.checkpoint import (
     write_frozen,
     write_snapshot,
 )
-from shards.store import NoFile, Store, open_store
+from shards.store import NoFile, Store, has, open_store
 
 IDENTITY, RESULT = "run.json", "finished.json"
 
@@ -62,10 +62,6 @@ class RunFolder:
     @cached_property
     def store(self) -> Store:
         return open_store(self.url)
-
-    @property
-    def storage(self) -> str:
-        return self.url.rpartition("/")[0]
 
     @property
     def name(self) -> str:
@@ -160,6 +156,7 @@ class Saver:
         then: Callable[[Checkpoint], None],
     ) -> None:
         checkpoint = Checkpoint(self.run.store, checkpoint_name(step))
+        check_finite(snapshot, checkpoint)
         if snapshot.frozen is not None:
             self.frozen_sha256 = write_frozen(snapshot, self.run.store)
         self.best = {**best, "step": step} if best is not None else self.best
@@ -195,6 +192,16 @@ class Saver:
         finally:
             self.thread.shutdown()
         distributed.barrier()
+
+
+def check_finite(snapshot: Snapshot, checkpoint: Checkpoint) -> None:
+    """Raises ValueError for weights from which nobody could go on: the loss of their step may still have been a number."""
+    bad = [name for name, tensor in snapshot.weights.items() if not tensor.isfinite().all()]
+    if bad:
+        raise ValueError(
+            f"{checkpoint.url}: not saved, as the weights are not finite after this step ({bad[0]} and {len(bad) - 1} more); the "
+            "checkpoints before it are kept; lower --optim.learning-rate, or clip sooner (--optim.clip-norm)"
+        )
 
 
 def step_of(name: str) -> int:
@@ -248,10 +255,6 @@ def export_best(checkpoint: Checkpoint, folder: Path) -> None:
         about["weights"].append(name)
         about["sha256"][name] = wanted
     write_json(open_store(folder), STATE, about)
-
-
-def has(store: Store, name: str) -> bool:
-    return store.sizes([name]) != [None]
 
 
 def read_json(store: Store, name: str) -> Any:

@@ -20,11 +20,11 @@ from typing import Any
 from webdataset.shardlists import expand_urls
 
 from shards.entries import SPLITS
-from shards.index import DESCRIPTION, REJECTED, DatasetInfo, Shard, has, read_dataset, written_index
+from shards.index import DESCRIPTION, REJECTED, DatasetInfo, Shard, read_dataset, written_index
 from shards.pack import RECORDS, as_line, finished_records, read_records, record_name
 from shards.repeats import Repeats
 from shards.scan import MOST_CLASSES, BadSample, Tar, shown
-from shards.store import BadShards, BadUrl, Store, absolute_url, open_store
+from shards.store import BadShards, BadUrl, Store, absolute_url, has, open_store
 from shards.video import Packing
 
 KIND = "webdataset"  # of the source of a data set that was indexed, not packed

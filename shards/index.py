@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from shards.clips import Stream
-from shards.store import REQUESTS, BadShards, NoFile, Store, open_store
+from shards.store import REQUESTS, BadShards, NoFile, Store, has, open_store
 from shards.video import Packing
 
 FORMAT = "grurcn-shards"
@@ -169,10 +169,6 @@ def checked(info: DatasetInfo) -> DatasetInfo:
             if not 0 <= number < 2**62:
                 raise ValueError(f"{number} in {shard.name}")
     return info
-
-
-def has(store: Store, name: str) -> bool:
-    return store.sizes([name]) != [None]
 
 
 class Index:

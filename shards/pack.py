@@ -22,9 +22,9 @@ from typing import Any
 
 from shards.entries import SPLITS, Entry, Listing
 from shards.flow import flow_between
-from shards.index import DESCRIPTION, PLAN, REJECTED, DatasetInfo, Shard, has, read_dataset, written_index
+from shards.index import DESCRIPTION, PLAN, REJECTED, DatasetInfo, Shard, read_dataset, written_index
 from shards.isolated import VideoPacker
-from shards.store import BadShards, NoFile, Store, absolute_url, open_store
+from shards.store import BadShards, NoFile, Store, absolute_url, has, open_store
 from shards.video import BadVideo, Limits, Packing
 
 DEFAULT_LIMITS = Limits()

@@ -103,6 +103,11 @@ def open_store(url: str | Path) -> Store:
     return FolderStore(Path(location)) if scheme == "file" else ObjectStore(scheme, location)
 
 
+def has(store: Store, name: str) -> bool:
+    """Whether there is such a file."""
+    return store.sizes([name]) != [None]
+
+
 def absolute_url(url: str | Path) -> str:
     """The same place, named so that it means the same in every process and on every machine that can see it."""
     scheme, location = parsed(url)

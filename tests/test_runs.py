@@ -149,6 +149,20 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     assert train(again, range(1, 1 + steps_meanwhile)) == losses
 
 
+def test_weights_that_are_not_finite_are_not_saved_and_the_checkpoint_before_is_the_newest(place):
+    engine, run = train_and_save(place, steps=2)
+    with torch.no_grad():
+        next(weight for weight in tiny_model_of(engine).parameters() if weight.requires_grad).fill_(float("nan"))
+    saver = Saver(run, 1, run.checkpoints()[-1].state())
+    save(saver, engine, 3)
+    with pytest.raises(
+        ValueError, match=r"checkpoint-00000003: not saved, as the weights are not finite after this step"
+    ):
+        saver.close()
+    assert names(run) == ["checkpoint-00000001", "checkpoint-00000002"]
+    run.checkpoints()[-1].check()
+
+
 # Damage
 
 

@@ -70,10 +70,12 @@ def check_same_workers(kills: list[int], folder: Path, shards: Path, undisturbed
 def check_any_workers(plan: list[tuple[int, int, int]], folder: Path, shards: Path, undisturbed: Path) -> None:
     disturb(folder, shards, plan)
     wanted = losses(undisturbed)
+    assert losses(folder).keys() == wanted.keys()
     for step, values in losses(folder).items():
         for value in values:
             assert value == pytest.approx(wanted[step][0], rel=1e-5), step
     batches = batches_read(undisturbed)
+    assert batches_read(folder).keys() >= batches.keys()
     for place, found in batches_read(folder).items():
         assert found == batches[place], place
 
