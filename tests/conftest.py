@@ -12,11 +12,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["RAY_ADDRESS"] = "local"  # a Ray of our own, also beside one that runs on this machine
 
+from packing import packing_job
+
 from jobs import make_shards
-from jobs.demo import MOTIONS, SIZE, draw_motion, write_video
-from shards.flow import FlowMethod
-from shards.sources import Folder
-from shards.video import Packing
+from jobs.demo import MOTIONS, draw_motion, write_video
 
 # No test is a timed one: a busy machine may take as long as it likes.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -49,16 +48,3 @@ def shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One storage for all runs, as creating MLflow's database takes seconds."""
     return tmp_path_factory.mktemp("storage")
-
-
-def packing_job(
-    videos: Path, out: str | Path, workers: int = 0, flow: FlowMethod = "none", **options
-) -> make_shards.MakeShards:
-    return make_shards.MakeShards(
-        source=Folder(videos=videos, val_share=0.17, test_share=0.17),
-        out=str(out),
-        packing=Packing(width=SIZE, height=SIZE, flow=flow),
-        videos_per_shard=5,
-        workers=workers,
-        **options,
-    )

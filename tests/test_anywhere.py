@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import packing_job
+from packing import packing_job
 from servers import KEYS, RangeServer, environment, first, gs_server, hang_up, s3_server, status
 from test_train import ROOT, losses, run_train
 from test_train import job as train_job
@@ -134,7 +134,7 @@ def test_a_packing_into_a_store_that_is_killed_again_and_again_ends_with_the_sam
     url = f"{s3}/killed"
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
-        "from conftest import packing_job; from jobs import make_shards; from pathlib import Path\n"
+        "from packing import packing_job; from jobs import make_shards; from pathlib import Path\n"
         f"make_shards.main(packing_job(Path({str(videos)!r}), {url!r}))"
     )
     draw = random.Random(0)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import packing_job
 from mlflow import MlflowClient
+from packing import packing_job
 from servers import s3_server
 from test_train import ROOT, losses, run_train
 

@@ -92,7 +92,7 @@ def test_what_does_not_fit_is_refused(run, shards, videos, tmp_path):
     (fewer := tmp_path / "videos").mkdir()
     for name in ("left", "right"):
         (fewer / name).symlink_to(videos / name)
-    from conftest import packing_job
+    from packing import packing_job
 
     make_shards.main(packing_job(fewer, tmp_path / "fewer"))
     with pytest.raises(evaluate.OtherData, match=r"2 classes \(left, right, \.\.\.\), but .* was trained for 4"):

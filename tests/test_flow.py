@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import packing_job
 from hypothesis import given
 from hypothesis import strategies as st
+from packing import packing_job
 from test_evaluate import run_evaluate
 from test_pack import WebDataset, contents, plan_of, start_packer
 from test_pack import run as run_plan

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import packing_job
+from packing import packing_job
 
 from jobs import make_shards, train
 from jobs.recipes import RECIPES

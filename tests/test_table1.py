@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import packing_job
 from mlflow import MlflowClient
+from packing import packing_job
 
 from cluster.report import tracking_uri
 from cluster.runs import OtherRun
