@@ -528,19 +528,23 @@ def counted(data: bytes) -> Generator[tuple[int, VideoFrame], None, None]:
 def numbered(data: bytes, track: "Track", wanted: Set[int], gop: int) -> Generator[tuple[int, VideoFrame], None, None]:
     """(number, frame) of a video of ours, from the last key frame at or before the first wanted one to the last wanted one.
 
-    The decoder gets no packet more than it must: those up to the last that holds a frame of these.
+    The decoder gets no packet more than it must: those up to the last that holds a frame of these, without the frames before
+    them that no other is predicted from.
 
         as shown      K1 2 3 4          wanted = 1 2: K, 4, 2, 1 are decoded
-        as decoded    K4 2 1 3
+        as decoded    K4 2 1 3          wanted = 2: K, 4, 2, as nothing is predicted from 1
     """
     first, last = min(wanted), min(max(wanted), len(track.numbers) - 1)
     key = first // gop * gop  # no frame is predicted across key frames, so these have the same place in both orders
     missing = last - key + 1
     decoder = thread_decoder(track.parameters)
     for place in range(key, len(track.numbers)):
-        packet = av.Packet(data[track.offsets[place] : track.offsets[place + 1]])
-        packet.pts = track.numbers[place]
-        missing -= packet.pts <= last
+        number, start = track.numbers[place], track.offsets[place]
+        missing -= number <= last
+        if number < first and missing and not is_reference(data, start):
+            continue
+        packet = av.Packet(data[start : track.offsets[place + 1]])
+        packet.pts = number
         frames = decoder.decode(packet)
         if not missing:
             frames += decoder.decode(None)  # which it has kept for their order
@@ -549,6 +553,16 @@ def numbered(data: bytes, track: "Track", wanted: Set[int], gop: int) -> Generat
             yield frame.pts, frame
         if not missing:
             return
+
+
+def is_reference(data: bytes, start: int) -> bool:
+    """Whether other frames are predicted from that whose packet starts there: the two bits nal_ref_idc of its first slice."""
+    while start + 5 <= len(data):
+        size, header = struct.unpack_from(">IB", data, start)
+        if 1 <= header & 31 <= 5:  # a slice
+            return header & 96 != 0
+        start += 4 + size
+    return True  # damaged: the decoder will say so
 
 
 DECODERS = threading.local()

@@ -412,8 +412,27 @@ def test_reading_starts_at_the_last_key_frame_before_the_first_wanted_one(tmp_pa
 
     numbered = video.numbered
     monkeypatch.setattr(video, "numbered", spy)
-    read_frames((tmp_path / "stored.mp4").read_bytes(), [30, 31, 32], packing)
-    assert seen == [28, 29, 30, 31, 32]
+    stored = (tmp_path / "stored.mp4").read_bytes()
+    read_frames(stored, [30, 31, 32], packing)
+    assert [number for number in seen if number != 29] == [28, 30, 31, 32]
+    # 29 is decoded if a later frame is predicted from it
+    track = video.read_track(stored)
+    assert (29 in seen) == video.is_reference(stored, track.offsets[track.numbers.index(29)])
+
+
+def test_frames_before_the_first_wanted_one_from_which_none_is_predicted_are_not_decoded(tmp_path):
+    packing = Packing(width=32, height=32, gop=16)
+    encode(numbered_planes(32), tmp_path / "stored.mp4", packing, Fraction(25))
+    stored = (tmp_path / "stored.mp4").read_bytes()
+    track = video.read_track(stored)
+    alone = {
+        number
+        for number, start in zip(track.numbers, track.offsets, strict=False)
+        if not video.is_reference(stored, start)
+    }
+    assert len(alone & set(range(16, 30))) > 3  # B-frames
+    decoded = [number for number, _ in video.numbered(stored, track, {30, 31}, packing.gop)]
+    assert decoded == [number for number in range(16, 32) if number >= 30 or number not in alone]
 
 
 @pytest.mark.parametrize("preset", ["ultrafast", "medium"])
