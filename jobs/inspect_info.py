@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -106,6 +106,7 @@ def info(job: Info) -> int:
             },
             "splits": {split: split_figures.as_dict() for split, split_figures in figures.items()},
             "packing": asdict(dataset.packing),
+            "encoder": dataset.encoder,
             "source": dataset.source,
             "shared_groups": shared,
             "rejected": dataset.rejected,
@@ -231,10 +232,22 @@ def described(dataset: DatasetInfo, shared: int) -> list[str]:
     return [
         f"frames        {packing.width} x {packing.height}; {stored}",
         f"flow          {flow}",
+        *(encoder_lines(dataset.encoder) if dataset.encoder else []),
         f"source        {shown(source)}",
         *([f"shards        {dataset.shards_at}"] if dataset.shards_at else []),
         f"format        version {FORMAT_VERSION}, digest {dataset.digest}",
         f"groups        {shared:,} in more than one split{' (should be 0: scores will be too good)' if shared else ''}",
+    ]
+
+
+def encoder_lines(encoder: Mapping[str, Any]) -> list[str]:
+    """What the shards hold instead of videos, and by what it was computed."""
+    parts = encoder.get("parts")
+    named = [f"{part.get('kind')} of {part.get('source')}" for part in parts] if isinstance(parts, list) else []
+    segments, size = encoder["segments"], encoder["size"]
+    return [
+        f"vectors       of {segments} segments a video at most, {size:,} numbers each; no videos lie here",
+        f"encoder       {shown(' + '.join([*named, 'digest ' + encoder['digest']]))}",
     ]
 
 

@@ -8,7 +8,7 @@
 A data set is a folder or a URL: s3://, gs://, http://. Only `index` writes there, and it changes no tar.
 
 --json FILE holds:
-  info      url, format_version, digest, classes, splits, packing, source, shared_groups, rejected, reasons
+  info      url, format_version, digest, classes, splits, packing, encoder, source, shared_groups, rejected, reasons
   verify    url, digest, videos, shards, bytes, decoded, faults, fault_list (the first 10,000), seconds
   preview   url, split, page, picture, samples
   index     out, tars_at, classes, captions, videos, shards, rejected, rejected_list, bytes, packing, seconds

@@ -24,7 +24,7 @@ class Verify:
     """Read a whole data set and name everything that is not as it was packed; status 1 if there is anything.
 
     Every shard's length and SHA-256, every row of the index, the place, name and CRC-32 of every video and flow, the JSON
-    beside it, and how many frames each decodes to.
+    beside it, and how many frames each decodes to. Of vectors (jobs.encode) their shape, and that all numbers are finite.
     """
 
     url: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URL")]
@@ -83,7 +83,12 @@ def verify(job: Verify) -> int:
             tally.size_bytes += checked.size_bytes
             if checked.samples:
                 bar.advance(checked.samples)
-    what = "all bytes, rows and JSON; nothing was decoded" if job.quick else "all bytes, rows and JSON, and every frame"
+    is_decoded = not job.quick and info.encoder is None
+    what = (
+        "all bytes, rows and JSON, and every frame" if is_decoded else "all bytes, rows and JSON; nothing was decoded"
+    )
+    if info.encoder is not None:
+        what = "all bytes, rows, JSON and vectors"
     seconds = time.monotonic() - started
     finish(
         f"{f'{tally.num_faults:,}' if tally.num_faults else 'no'} fault{'s' * (tally.num_faults != 1)} in "
@@ -95,7 +100,7 @@ def verify(job: Verify) -> int:
             "videos": videos,
             "shards": len(shards),
             "bytes": tally.size_bytes,
-            "decoded": not job.quick,
+            "decoded": is_decoded,
             "faults": tally.num_faults,
             "fault_list": [asdict(fault) for fault in tally.first],
             "seconds": seconds,

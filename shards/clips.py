@@ -168,6 +168,22 @@ def evaluation_clips(video_frames: int, num_clips: int, config: ClipConfig) -> n
     return frames_from(starts, video_frames, config)
 
 
+def segment_frames(video_frames: int, num_segments: int, offsets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(frames (K, len(offsets)) int64, segments (K,) bool): K equally spaced segments of a video, the frames at each one's
+    start + offsets, and which of the segments the video has. Its end holds its last frame.
+
+    video_frames = 10, num_segments = 4, offsets = 0 1 2:   0 1 2   2 3 4   5 6 7   7 8 9
+    video_frames = 10, num_segments = 3, offsets = 0 4:     0 4     3 7     6 9
+    A video of fewer frames than segments has one a frame; the others repeat the last.
+    video_frames = 2, num_segments = 4, offsets = 0 1:      0 1     1 1     (1 1)   (1 1)
+    """
+    own = min(video_frames, num_segments)
+    numbers = np.arange(num_segments, dtype=np.int64)
+    starts = np.minimum(numbers, own - 1) * video_frames // own
+    frames = np.minimum(starts[:, None] + np.asarray(offsets, np.int64), video_frames - 1)
+    return frames, numbers < own
+
+
 def evaluation_views(height: int, width: int, num_views: int, config: ClipConfig) -> list[tuple[Box, bool]]:
     """(box, mirrored) of each test view: 1 the centre, 2 the centre and its mirror, 5 centre and corners, 10 all of them.
 

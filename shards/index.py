@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from shards.clips import Stream
 from shards.store import REQUESTS, BadShards, NoFile, Store, has, open_store
+from shards.threads import ordered_map
 from shards.video import Packing
 
 FORMAT = "grurcn-shards"
@@ -112,9 +113,13 @@ class DatasetInfo:
     source: dict[str, Any]
     rejected: int
     shards_at: str | None = None  # where the shards lie, if they were made elsewhere and only their index is here
+    encoder: dict[str, Any] | None = None  # what has computed the vectors that lie there instead of videos (encoded.py)
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, "version": FORMAT_VERSION, **asdict(self)}, indent=1) + "\n"
+        content = asdict(self)
+        if self.encoder is None:  # sets of videos are described, and known by their digest, as before there were others
+            del content["encoder"]
+        return json.dumps({"format": FORMAT, "version": FORMAT_VERSION, **content}, indent=1) + "\n"
 
     @cached_property
     def digest(self) -> str:
@@ -168,7 +173,19 @@ def checked(info: DatasetInfo) -> DatasetInfo:
         for number in (shard.samples, shard.captions, shard.size_bytes, shard.rows_offset, shard.rows_size):
             if not 0 <= number < 2**62:
                 raise ValueError(f"{number} in {shard.name}")
+    if info.encoder is not None:
+        check_encoder(info.encoder)
     return info
+
+
+def check_encoder(encoder: dict[str, Any]) -> None:
+    """Raises ValueError unless it says what every reader of its vectors wants to know."""
+    sizes = [encoder.get(name) for name in ("segments", "size")]
+    if not all(type(size) is int and size > 0 for size in sizes) or not isinstance(encoder.get("digest"), str):
+        raise ValueError(
+            f"an encoder with segments {sizes[0]!r}, size {sizes[1]!r} and digest {encoder.get('digest')!r}: wanted two "
+            "numbers of at least 1, and a text"
+        )
 
 
 class Index:
@@ -185,6 +202,7 @@ class Index:
             found = ", ".join(name for name, shards in self.info.splits.items() if shards)
             raise BadShards(f"{self.url}: no samples in the split {split!r} (splits with samples: {found or 'none'})")
         self.starts = np.cumsum([0, *(shard.samples for shard in self.shards)])
+        self.caption_starts = np.cumsum([0, *(shard.captions for shard in self.shards)])
         self.held: OrderedDict[int, Rows] = OrderedDict()
         self.most_held = SHARDS_HELD
         self.lock = threading.Lock()
@@ -195,6 +213,10 @@ class Index:
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    @property
+    def num_captions(self) -> int:
+        return int(self.caption_starts[-1])
 
     def __getitem__(self, number: int) -> Sample:
         """The sample of that number, 0 to len - 1. Raises BadShards if its row is damaged."""
@@ -213,6 +235,36 @@ class Index:
             rows[shard].sample(self.shards[shard].name, number, place)
             for shard, number, place in zip(shards.tolist(), numbers, places, strict=True)
         ]
+
+    def pairs(self, numbers: Sequence[int]) -> list[tuple[Sample, int]]:
+        """(video, which of its captions) of each of those pairs, numbered from 0 to num_captions - 1: shard by shard, video by
+        video, caption by caption.
+
+        videos with 2, 0 and 3 captions:    pair  0 1   2 3 4
+                                            video 0 0   2 2 2
+                                          caption 0 1   0 1 2
+
+        Raises BadShards if a shard's rows are damaged.
+        """
+        size = self.num_captions
+        for number in numbers:
+            if not 0 <= number < size:
+                raise IndexError(f"pair {number} of {size}")
+        shards = np.searchsorted(self.caption_starts, numbers, side="right") - 1
+        rows_of = self.rows_of(shards.tolist())
+        pairs = []
+        for number, shard in zip(numbers, shards.tolist(), strict=True):
+            starts, about = rows_of[shard].caption_starts, self.shards[shard]
+            if starts[-1] != about.captions:
+                raise BadShards(
+                    f"{self.url}: {about.name} has {starts[-1]} captions by its rows, {about.captions} by {DESCRIPTION}; restore "
+                    "the files, or pack again"
+                )
+            within = number - int(self.caption_starts[shard])
+            row = int(np.searchsorted(starts, within, side="right")) - 1
+            sample = rows_of[shard].sample(about.name, int(self.starts[shard]) + row, row)
+            pairs.append((sample, within - int(starts[row])))
+        return pairs
 
     def hold(self, shards: int) -> None:
         """From now on the rows of so many shards are kept, or of as many as before if that is more."""
@@ -248,8 +300,17 @@ class Index:
             )
         return Rows(pa.ipc.read_record_batch(pa.ipc.read_message(pa.BufferReader(data)), SCHEMA))
 
+    def check_videos(self) -> None:
+        """Raises BadShards if there are vectors and no videos."""
+        if self.info.encoder is not None:
+            raise BadShards(
+                f"{self.url}: holds vectors that an encoder computed (python -m jobs.encode), no videos; name the shards that "
+                "jobs.make_shards wrote"
+            )
+
     def check_stream(self, stream: Stream) -> None:
         """Raises BadShards if clips of this stream are wanted and were not packed."""
+        self.check_videos()
         if stream == "flow" and self.info.packing.flow == "none":
             raise BadShards(
                 f"{self.url}: packed without optical flow, clips of the stream {stream!r} are wanted; pack the videos "
@@ -264,15 +325,33 @@ class Index:
                 "jobs.make_shards packs them from ucf101, hmdb51, kinetics, folder or csv"
             )
 
+    def check_captions(self) -> None:
+        """Raises BadShards unless every video has a caption. Of large data sets the rows of SHARDS_CHECKED shards are read."""
+        if not self.num_captions:
+            raise BadShards(
+                f"{self.url}: no video of the split {self.split} has a caption; wanted videos with captions, as "
+                "jobs.make_shards packs them from msvd"
+            )
+        first, without, looked_at, some = "", 0, 0, self.some_shards()
+        for number, rows in zip(some, ordered_map(self.read_rows, some, REQUESTS, REQUESTS), strict=True):
+            bare = np.flatnonzero(rows.columns["num_captions"] == 0)
+            if len(bare) and not without:
+                first = f"{rows.texts['key'][int(bare[0])]} in {self.shards[number].name}"
+            without, looked_at = without + len(bare), looked_at + self.shards[number].samples
+        if without:
+            raise BadShards(
+                f"{self.url}: {without:,} of {looked_at:,} videos of the split {self.split} have no caption, the first: "
+                f"{first}; give each a caption, or leave these videos out, and pack again"
+            )
+
     def check_files(self) -> None:
         """Raises BadShards unless every shard is there in its full length and the index is the one that was packed.
 
         Of large data sets the rows of SHARDS_CHECKED shards, as this is done before each run; all other rows, and the
         videos, are checked when they are read, and by `python -m jobs.inspect_shards verify`.
         """
-        some = np.linspace(0, len(self.shards) - 1, min(len(self.shards), SHARDS_CHECKED)).astype(int).tolist()
         with ThreadPoolExecutor(REQUESTS) as pool:
-            list(pool.map(self.read_rows, some))
+            list(pool.map(self.read_rows, self.some_shards()))
         for shard, found in zip(
             self.shards, self.shard_store.sizes([shard.name for shard in self.shards]), strict=True
         ):
@@ -282,6 +361,10 @@ class Index:
                     f"{self.shard_store.url}/{shard.name}: {state}, the index wants {shard.size_bytes:,} bytes; "
                     "restore the file, or pack again"
                 )
+
+    def some_shards(self) -> list[int]:
+        """Numbers of the shards whose rows are looked at before a run: all, or SHARDS_CHECKED of them."""
+        return np.linspace(0, len(self.shards) - 1, min(len(self.shards), SHARDS_CHECKED)).astype(int).tolist()
 
 
 class Rows:
@@ -298,6 +381,11 @@ class Rows:
         for name, column in columns.items():
             self.rows[name] = column
         self.columns = {name: self.rows[name] for name in columns}  # views of the rows
+
+    @cached_property
+    def caption_starts(self) -> np.ndarray:
+        """(samples + 1,) captions before each sample, and all."""
+        return np.cumsum([0, *self.columns["num_captions"]])
 
     def sample(self, shard: str, number: int, row: int) -> Sample:
         """The sample in a row."""

@@ -21,7 +21,8 @@ import numpy as np
 
 PADDING = -1  # stands where evaluation has no sample left for a lane
 WINDOW = 8  # shards whose samples are mixed with each other
-SHARDS_OF_EPOCH, SAMPLES_OF_WINDOW, CLIP_OF_SAMPLE = range(3)  # what random bits are for; each its own stream
+# What random bits are for; each its own stream.
+SHARDS_OF_EPOCH, SAMPLES_OF_WINDOW, CLIP_OF_SAMPLE, CAPTION_OF_PAIR = range(4)
 
 
 class BadBatch(ValueError):

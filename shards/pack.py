@@ -16,6 +16,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -154,24 +155,30 @@ def pack_shard(
     Raises OSError if the disk is full or a folder cannot be written; nothing half-written stays under a final name.
     """
     store = open_store(url)
-    samples: list[dict[str, Any]] = []
-    rejected: list[dict[str, str]] = []
-    with VideoPacker(limits) as packer, store.written(shard.name) as file:
+    with VideoPacker(limits) as packer, written_shard(store, shard.name, record_name(shard.name)) as (tar, record):
+        for entry in shard.entries:
+            try:
+                record["samples"].append(add_sample(tar, entry, packer, shard.packing, classes))
+                yield Progress(name=entry.name)
+            except BadVideo as error:
+                record["rejected"].append(refusal(entry, str(error)))
+                yield Progress(name=entry.name, refused=str(error))
+
+
+@contextmanager
+def written_shard(store: Store, name: str, record_at: str) -> Iterator[tuple[tarfile.TarFile, dict[str, Any]]]:
+    """A shard, to add members to, and its record, to add "samples" and "rejected" to. When the block ends well they appear
+    under their names, the record last; of a shard without samples only the record."""
+    record: dict[str, Any] = {"samples": [], "rejected": []}
+    with store.written(name) as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
-            for entry in shard.entries:
-                try:
-                    samples.append(add_sample(tar, entry, packer, shard.packing, classes))
-                    yield Progress(name=entry.name)
-                except BadVideo as error:
-                    rejected.append(refusal(entry, str(error)))
-                    yield Progress(name=entry.name, refused=str(error))
-        size_bytes = file.tell()
+            yield tar, record
+        record["size_bytes"] = file.tell()
         file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
-    if not samples:
-        store.delete([shard.name])
-    record = {"samples": samples, "rejected": rejected, "size_bytes": size_bytes, "sha256": sha256}
-    with store.written(record_name(shard.name)) as file:
+        record["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
+    if not record["samples"]:
+        store.delete([name])
+    with store.written(record_at) as file:
         file.write(json.dumps(record).encode())
 
 

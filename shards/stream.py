@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,11 +33,14 @@ from shards.store import BadShards, FolderStore, Store
 from shards.threads import ahead, ordered_map
 from shards.video import BadVideo, read_flow, read_frames
 
+Batch = TypeVar("Batch")
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST_KEPT_BYTES, MOST_KEPT_BYTES = 2**25, 2**28  # of one piece (glibc takes no more), and at the end of an arena
 DRAWN_AT_ONCE = 128  # samples of consecutive steps: step by step would take longer
 
 Stage = Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]]
+Source = Callable[[], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +135,7 @@ def evaluation_batches(
 
 
 def clip_batches(
-    source: Callable[[], Iterator[dict[str, Any]]],
+    source: Source,
     index: Index,
     batch_size: int,
     reading: Reading,
@@ -146,7 +149,7 @@ def clip_batches(
         partial(read_videos, index=index, reading=reading, batch_size=batch_size),
         partial(decode_clips, index=index, reading=reading, batch_size=batch_size),
         *stages,
-        partial(batched, batch_size=batch_size),
+        partial(batched, batch_size=batch_size, join=collate),
         partial(ahead, depth=reading.batches_ahead),
     )
 
@@ -173,14 +176,10 @@ def train_source(
     """Which clip of which sample each lane shows at each step, for ever."""
     packing, seed = index.info.packing, order.seed
     assert seed is not None
-    epoch, step = start
-    while True:
-        steps = range(step, min(step + max(1, DRAWN_AT_ONCE // len(lanes)), order.steps_per_epoch))
-        numbers = np.concatenate([order.samples(epoch, step, lanes) for step in steps]).tolist()
+    for epoch, places, numbers in lane_numbers(order, lanes, start):
         samples = index.samples(numbers)
         frames = [sample.num_frames for sample in samples]
         drawn = train_clips(frames, packing.height, packing.width, clips, seed, epoch, numbers)
-        places = [(epoch, step) for step in steps for _ in lanes]
         for place, sample, clip in zip(places, samples, drawn, strict=True):
             yield {
                 "__key__": sample.key,
@@ -190,6 +189,18 @@ def train_source(
                 "clip": clip,
                 "weight": 1.0,
             }
+
+
+def lane_numbers(
+    order: Order, lanes: range, start: tuple[int, int]
+) -> Iterator[tuple[int, list[tuple[int, int]], list[int]]]:
+    """(epoch, the places (epoch, step) of some consecutive steps, each as often as there are lanes, and the numbers that the
+    lanes read there), from a place on, for ever."""
+    epoch, step = start
+    while True:
+        steps = range(step, min(step + max(1, DRAWN_AT_ONCE // len(lanes)), order.steps_per_epoch))
+        numbers = np.concatenate([order.samples(epoch, step, lanes) for step in steps]).tolist()
+        yield epoch, [(epoch, step) for step in steps for _ in lanes], numbers
         epoch, step = (epoch, steps.stop) if steps.stop < order.steps_per_epoch else (epoch + 1, 0)
 
 
@@ -273,8 +284,10 @@ def decode_clip(index: Index, item: dict[str, Any]) -> dict[str, Any]:
     return {**item, "planes": planes}
 
 
-def batched(items: Iterator[dict[str, Any]], batch_size: int) -> Iterator[tuple[tuple[int, int], ClipBatch]]:
-    """Joins `batch_size` samples of one step, each of one or several clips laid end to end.
+def batched(
+    items: Iterator[dict[str, Any]], batch_size: int, join: Callable[[Sequence[dict[str, Any]]], Batch]
+) -> Iterator[tuple[tuple[int, int], Batch]]:
+    """Joins `batch_size` samples of one step.
 
     Raises ValueError if a stage before it did not hand on each sample once, in order.
     """
@@ -286,10 +299,11 @@ def batched(items: Iterator[dict[str, Any]], batch_size: int) -> Iterator[tuple[
                 f"epoch {place[0]}, step {place[1]}: {batch_size} samples of this step are wanted, other ones came; "
                 "a stage must hand on every sample once, in order"
             )
-        yield place, collate(group)
+        yield place, join(group)
 
 
 def collate(group: Sequence[dict[str, Any]]) -> ClipBatch:
+    """Samples of one or several clips laid end to end."""
     num_clips = group[0].get("num_clips", 1)
 
     def column(values: Iterable[Any], dtype: torch.dtype) -> Tensor:

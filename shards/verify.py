@@ -3,6 +3,7 @@
     rows            the CRC-32 of the shard's rows; keys, labels, frames and places that can be
     tar             each video, flow and JSON is a member of its name and size, where the row says
     video, flow     its CRC-32; decoded to its last frame by a helper process (isolated.py), the frames counted
+    vectors         its CRC-32; shape and type, and that all numbers are finite
     JSON            key, label, frames and captions as in the row
     shard           its length and SHA-256
 
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.captions import BadVectors, read_vectors, vectors_shape
 from shards.foreign import KIND, in_tar
 from shards.index import ARROW_MAGIC, DESCRIPTION, SCHEMA, DatasetInfo, Index, Rows, Sample, index_name
 from shards.isolated import VideoPacker
@@ -34,6 +36,7 @@ from shards.threads import ordered_map
 from shards.video import BadVideo, Limits, Packing
 
 LONGEST_JSON = 64 * 2**20  # bytes
+LONGEST_HEADER = 1024  # of vectors
 NUMBERS = [name for name in SCHEMA.names if name not in ("key", "group") and not name.startswith("flow_")]
 SAMPLES_AT_ONCE = 100  # that are told of together where nothing is decoded
 
@@ -67,7 +70,7 @@ class Part:
     """A member of a shard that a row points at."""
 
     sample: Sample
-    kind: str  # "video", "flow" or "json"
+    kind: str  # "video", "vectors", "flow" or "json"
     offset: int
     size_bytes: int
     crc32: int | None
@@ -180,7 +183,7 @@ def check_shard(index: Index, number: int, packer: VideoPacker | None, video: Pa
                 assert rows is not None
                 sample = rows.sample(shard.name, int(index.starts[number]) + row, row)
                 before, faults = tar.position, list(check_row(sample, info))
-                for part in parts_of(sample):
+                for part in parts_of(sample, info):
                     faults += check_part(tar, part, info, packer, video)
                 checked += 1
                 yield Checked(samples=1, size_bytes=tar.position - before, faults=tuple(faults))
@@ -236,15 +239,17 @@ def check_row(sample: Sample, info: DatasetInfo) -> Iterator[Fault]:
     if sample.num_frames < 1 or not sample.fps > 0:
         yield fault(f"{sample.num_frames} frames at {sample.fps:g} a second")
     if sample.size_bytes < 1 or (sample.json_size_bytes < 1 and info.source.get("kind") != KIND):
-        yield fault(f"a video of {sample.size_bytes} bytes and a JSON of {sample.json_size_bytes}")
+        what = "vectors" if info.encoder is not None else "a video"
+        yield fault(f"{what} of {sample.size_bytes} bytes and a JSON of {sample.json_size_bytes}")
     if (sample.flow is None) != (info.packing.flow == "none"):
         yield fault(f"{'no' if sample.flow is None else 'a'} flow, packed with flow {info.packing.flow}")
 
 
-def parts_of(sample: Sample) -> list[Part]:
+def parts_of(sample: Sample, info: DatasetInfo) -> list[Part]:
     """The members of a sample, in the order in which they lie."""
+    kind = "video" if info.encoder is None else "vectors"
     parts = [
-        Part(sample=sample, kind="video", offset=sample.offset, size_bytes=sample.size_bytes, crc32=sample.crc32),
+        Part(sample=sample, kind=kind, offset=sample.offset, size_bytes=sample.size_bytes, crc32=sample.crc32),
         Part(sample=sample, kind="json", offset=sample.json_offset, size_bytes=sample.json_size_bytes, crc32=None),
     ]
     if sample.flow is not None:
@@ -278,6 +283,11 @@ def check_part(
             return
         data = tar.read(part.size_bytes)
         for what in check_json(data, part.sample, info):
+            yield part.fault(what)
+        return
+    if part.kind == "vectors":
+        what = check_vectors(tar, part, info)
+        if what is not None:
             yield part.fault(what)
         return
     crc32 = 0
@@ -323,7 +333,12 @@ def is_name_of(name: str, part: Part, info: DatasetInfo) -> bool:
     if part.kind == "video" and info.packing.copy:
         is_suffix = f".{suffix}" in VIDEO_SUFFIXES
     else:
-        wanted = {"video": ("mp4",), "flow": ("flow.mp4",), "json": ("json", "txt") if is_indexed else ("json",)}
+        wanted = {
+            "video": ("mp4",),
+            "vectors": ("npy",),
+            "flow": ("flow.mp4",),
+            "json": ("json", "txt") if is_indexed else ("json",),
+        }
         is_suffix = suffix in wanted[part.kind]
     return is_suffix and sample.key in keys
 
@@ -350,6 +365,23 @@ def check_json(data: bytes, sample: Sample, info: DatasetInfo) -> Iterator[str]:
     for name, value in wanted.items():
         if about.get(name) != value:
             yield f"{name} {shown(repr(about.get(name)))}, its row says {shown(repr(value))}"
+
+
+def check_vectors(tar: ShardBytes, part: Part, info: DatasetInfo) -> str | None:
+    """Reads the vectors of a video, if they are about as long as they should be, and looks at each number."""
+    assert info.encoder is not None
+    shape = vectors_shape(part.sample, info.encoder)
+    wanted = 4 * shape[0] * shape[1]
+    if part.size_bytes > wanted + LONGEST_HEADER:
+        return f"{part.size_bytes:,} bytes: wanted {wanted:,} behind a header"
+    data = tar.read(part.size_bytes)
+    if zlib.crc32(data) != part.crc32:
+        return f"its {part.size_bytes:,} bytes are not those that were encoded (CRC-32 differs)"
+    try:
+        read_vectors(data, shape)
+    except BadVectors as error:
+        return str(error)
+    return None
 
 
 def check_frames(video: Path, part: Part, packing: Packing, packer: VideoPacker) -> str | None:

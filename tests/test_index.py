@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from videos import TINY, listing_of, pack
 
 from shards.index import FORMAT_VERSION, SCHEMA, DatasetInfo, Flow, Index, Shard, read_dataset, written_index
@@ -247,3 +249,152 @@ def test_a_shard_of_another_length_is_found_by_the_check(folder):
         file.truncate(1234)
     with pytest.raises(BadShards, match=r"train-000002\.tar: 1,234 bytes, the index wants [\d,]+ bytes"):
         Index(folder, "train").check_files()
+
+
+# Captions
+
+
+def counted(folder, counts, **about):
+    """An index of shards whose videos have so many captions each, without the shards; keys count up."""
+    row = dict.fromkeys(SCHEMA.names, 0) | {"group": "", "fps": 25.0, "flow_bound": None}
+    with written_index(open_store(folder), "train") as file:
+        shards = tuple(
+            file.add(
+                [{**row, "key": f"{n}.{within}", "num_captions": count} for within, count in enumerate(of_shard)],
+                name=f"{n}.tar", size_bytes=0, sha256="",
+            ) for n, of_shard in enumerate(counts)
+        )  # fmt: skip
+    (folder / "dataset.json").write_text(replace(info_of(train=shards), **about).to_json())
+    return Index(folder, "train")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    counts=st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=6), min_size=1, max_size=7),
+    most_held=st.integers(1, 8),
+    data=st.data(),
+)
+def test_pairs_are_numbered_shard_by_shard_video_by_video_caption_by_caption(counts, most_held, data, tmp_path):
+    """Beside a list of all pairs; videos and whole shards without captions have none in it."""
+    index = counted(tmp_path, counts)
+    index.most_held = most_held
+    videos = [(f"{n}.tar", f"{n}.{k}", count) for n, of_shard in enumerate(counts) for k, count in enumerate(of_shard)]
+    pairs = [
+        (number, shard, key, caption)
+        for number, (shard, key, count) in enumerate(videos)
+        for caption in range(count)
+    ]  # fmt: skip
+    assert index.num_captions == len(pairs)
+    numbers = data.draw(st.lists(st.integers(0, len(pairs) - 1))) if pairs else []
+    found = [(sample.number, sample.shard, sample.key, caption) for sample, caption in index.pairs(numbers)]
+    assert found == [pairs[number] for number in numbers]
+    for sample, caption in index.pairs(range(len(pairs))):
+        assert sample == index[sample.number]
+        assert type(caption) is int
+
+
+@pytest.mark.parametrize("number", [-1, 6])
+def test_a_number_of_no_pair_is_an_index_error(number, tmp_path):
+    with pytest.raises(IndexError, match=rf"pair {number} of 6"):
+        counted(tmp_path, [[1, 2], [3]]).pairs([0, number])
+
+
+def test_only_the_rows_that_hold_the_wanted_pairs_are_read(tmp_path, monkeypatch):
+    index, read = counted(tmp_path, [[1, 2], [0], [3], [1]]), []
+    read_rows = index.read_rows
+    monkeypatch.setattr(index, "read_rows", lambda shard: read.append(shard) or read_rows(shard))
+    index.pairs([2, 6, 0])
+    assert sorted(read) == [0, 3]
+    index.pairs([3, 5])
+    assert sorted(read) == [0, 2, 3]
+
+
+def test_captions_that_the_rows_do_not_have_are_named_by_their_shard(tmp_path):
+    counted(tmp_path, [[1, 2], [3]])
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    content["splits"]["train"][1]["captions"] = 5
+    rewrite(tmp_path, splits=content["splits"])
+    index = Index(tmp_path, "train")
+    assert [caption for _, caption in index.pairs(range(3))] == [0, 0, 1]
+    with pytest.raises(BadShards, match=r"1\.tar has 3 captions by its rows, 5 by dataset\.json; restore the files"):
+        index.pairs([7])
+
+
+def test_videos_with_captions_pass_the_check(tmp_path):
+    counted(tmp_path, [[1, 2], [3]]).check_captions()
+
+
+def test_a_data_set_without_captions_is_refused_with_the_way_out(packed):
+    message = r"no video of the split train has a caption; wanted videos with captions, as jobs\.make_shards packs them from m"
+    with pytest.raises(BadShards, match=message):
+        Index(packed, "train").check_captions()
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([[1, 0], [2]], r"1 of 3 videos of the split train have no caption, the first: 0\.1 in 0\.tar; give each"),
+        (
+            [[1, 5], [0, 2, 0], [0]],
+            r"3 of 6 videos of the split train have no caption, the first: 1\.0 in 1\.tar; give",
+        ),
+    ],
+)
+def test_the_first_video_without_a_caption_is_named_and_how_many_there_are(counts, message, tmp_path):
+    with pytest.raises(BadShards, match=message):
+        counted(tmp_path, counts).check_captions()
+
+
+@pytest.mark.parametrize("bare", [0, 2, 4])
+def test_of_many_shards_some_are_checked_for_captions(bare, tmp_path, monkeypatch):
+    monkeypatch.setattr("shards.index.SHARDS_CHECKED", 3)
+    index = counted(tmp_path, [[1], [0], [1], [0], [1]])
+    index.check_captions()  # of five, the first, the third and the last
+    index = counted(tmp_path, [[0 if shard == bare else 1] for shard in range(5)])
+    with pytest.raises(BadShards, match=rf"1 of 3 videos of the split train have no caption, the first: {bare}\.0"):
+        index.check_captions()
+
+
+# Vectors instead of videos
+
+ENCODER = {"segments": 4, "size": 3, "digest": "abc", "parts": [{"kind": "frame", "offsets": [0]}]}
+
+
+def test_the_encoder_survives_writing_and_reading_and_is_part_of_the_digest(tmp_path):
+    index = counted(tmp_path, [[1]], encoder=ENCODER)
+    assert index.info.encoder == ENCODER
+    assert replace(index.info, encoder={**ENCODER, "size": 4}).digest != index.info.digest
+    assert replace(index.info, encoder=None).digest != index.info.digest
+
+
+def test_a_description_of_videos_says_nothing_of_encoders(packed):
+    """So that the digests of data sets that were packed before are what they were."""
+    content = json.loads((packed / "dataset.json").read_text())
+    assert "encoder" not in content
+    assert list(content) == [
+        "format", "version", "classes", "packing", "splits", "plan", "source", "rejected", "shards_at",
+    ]  # fmt: skip
+    assert read_dataset(open_store(packed)).encoder is None
+    Index(packed, "train").check_videos()
+
+
+@pytest.mark.parametrize(
+    "encoder", [{}, "vgg16", [1], {**ENCODER, "segments": 0}, {**ENCODER, "size": "3"}, {**ENCODER, "digest": 1}]
+)
+def test_an_encoder_that_says_too_little_is_refused(encoder, folder):
+    rewrite(folder, encoder=encoder)
+    with pytest.raises(
+        BadShards, match=r"dataset\.json: not as a packing writes it \(.*; restore the file, or pack again"
+    ):
+        read_dataset(open_store(folder))
+
+
+def test_vectors_are_no_videos(tmp_path):
+    index = counted(tmp_path, [[1]], encoder=ENCODER)
+    message = (
+        r"holds vectors that an encoder computed \(python -m jobs\.encode\), no videos; name the shards that jobs\.make"
+    )
+    with pytest.raises(BadShards, match=message):
+        index.check_videos()
+    with pytest.raises(BadShards, match=message):
+        index.check_stream("rgb")
