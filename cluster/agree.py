@@ -41,3 +41,12 @@ class Agreement:
         names = [name]
         dist.broadcast_object_list(names, src=0, group=self.group)
         return names[0]
+
+
+def all_rows(rows: list[Any]) -> list[Any]:
+    """The rows of all ranks, rank by rank. Every rank calls it, and all get the same."""
+    if dist.get_world_size() == 1:
+        return rows
+    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]

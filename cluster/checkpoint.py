@@ -31,8 +31,8 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
     safe_set_local_optimizer_state,
 )
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
 from cluster.engine import loss_scale, set_loss_scale
@@ -217,6 +217,19 @@ def write_tensors(store: Store, name: str, tensors: Mapping[str, Tensor]) -> str
     with store.written(name) as file:
         file.write(data)
     return hashlib.sha256(data).hexdigest()
+
+
+def read_tensors(store: Store, name: str) -> dict[str, Tensor]:
+    """What write_tensors wrote. Raises NoFile if it is missing, ValueError if it is no safetensors file."""
+    try:
+        return load(store.read_file(name))
+    except SafetensorError as error:
+        raise ValueError(f"not a safetensors file ({error})") from None
+
+
+def whole_weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:
+    """The model's state_dict, whole on every rank, on its own device. All ranks call it."""
+    return {name: tensor.detach().clone() for name, tensor in _weights(engine, lambda _: True)}
 
 
 def read_state(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> dict[str, Any]:

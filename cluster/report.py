@@ -29,6 +29,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from cluster.checkpoint import FROZEN, Checkpoint
 from cluster.runs import RunFolder, export_best
@@ -53,7 +54,10 @@ IDLE_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0  # between two attempts, doubled after each
 UNSENT = "unsent.jsonl"  # in the run's folder
 SMALL, FILES = "metrics and events", "files"
-KINDS = {SMALL: ("metrics", "event", "end"), FILES: ("text", "files", "checkpoint")}  # of entries, a thread each
+KINDS = {
+    SMALL: ("metrics", "event", "end"),
+    FILES: ("text", "table", "files", "checkpoint"),
+}  # of entries, a thread each
 LONGEST_TAG = 5000  # characters MLflow stores
 LONGEST_PARAMETER = 6000  # characters MLflow stores
 
@@ -216,6 +220,10 @@ class Report:
     def text(self, name: str, content: str) -> None:
         self.put(kind="text", name=name, content=content)
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table that MLflow's pages show as one; of the same name, the last one stays. name: *.json."""
+        self.put(kind="table", name=name, content=json.dumps({"columns": list(columns), "data": list(rows)}))
+
     def files(self, folder: Path, name: str) -> None:
         """A folder's files as artifacts under `name`."""
         self.put(kind="files", folder=str(folder), name=name)
@@ -328,12 +336,23 @@ class Report:
                 self.send_event(entry)
             case "text":
                 self.client.log_text(self.run_id, entry["content"], entry["name"])
+            case "table":
+                self.send_table(entry)
             case "files":
                 self.client.log_artifacts(self.run_id, entry["folder"], entry["name"])
             case "checkpoint":
                 self.send_checkpoint(entry)
             case "end":
                 self.client.set_terminated(self.run_id, entry["status"], entry["milliseconds"])
+
+    def send_table(self, entry: Entry) -> None:
+        """As MlflowClient.log_table does it, but for adding to what is there: what is sent twice must not be there twice."""
+        self.client.log_text(self.run_id, entry["content"], entry["name"])
+        tags = self.client.get_run(self.run_id).data.tags
+        known = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        about = {"path": entry["name"], "type": "table"}
+        if about not in known:
+            self.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, about]), synchronous=True)
 
     def send_event(self, entry: Entry) -> None:
         when = datetime.fromtimestamp(entry["milliseconds"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

@@ -1,5 +1,6 @@
-"""log-probabilities -> loss and scores. B clips, L levels, K classes."""
+"""log-probabilities -> loss and scores. B clips, L levels, K classes; of captions: B captions, T words, V in the vocabulary."""
 
+import math
 from typing import Literal
 
 import torch
@@ -51,3 +52,29 @@ class Tally:
         if not clips:
             raise ValueError("nothing was tallied: no mean of no clips")
         return {"loss": -log_prob / clips, "top1": top1 / clips, "top5": top5 / clips}
+
+
+class WordTally:
+    """Sums over captions and ranks, divided when read: log-probability of the words, and how often the likeliest was right."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # captions, words, log-probability, right words
+
+    def add(self, log_probs: Tensor, words: Tensor) -> None:
+        """log_probs (B, T, V) and words (B, T) of captions, negative behind their ends."""
+        is_word = words >= 0
+        chosen = log_probs.detach().gather(2, words.clamp(min=0)[..., None])[..., 0].double()
+        right = (log_probs.detach().argmax(dim=2) == words) & chosen.isfinite()
+        columns = [torch.ones_like(words[:, 0]), is_word, torch.where(is_word, chosen, 0), right & is_word]
+        self.sums += torch.stack([column.double().sum() for column in columns])
+
+    def read(self) -> dict[str, float]:
+        """loss: negative log-likelihood of a caption; perplexity: of a word; word_accuracy. Every rank calls it."""
+        sums = self.sums.clone()
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        captions, words, log_prob, right = sums.tolist()
+        if not captions:
+            raise ValueError("nothing was tallied: no mean of no captions")
+        perplexity = math.exp(min(700.0, -log_prob / words)) if math.isfinite(log_prob) else math.nan
+        return {"loss": -log_prob / captions, "perplexity": perplexity, "word_accuracy": right / words}

@@ -13,12 +13,12 @@ from torch import nn
 class OptimConfig:
     """How the weights learn."""
 
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """adam (the paper's, section 5.1) or sgd with momentum 0.9."""
+    optimizer: Literal["adam", "sgd", "adadelta"] = "adam"
+    """adam (the paper's, section 5.1), sgd with momentum 0.9, or adadelta (the captioning decoder's; its rate is 1)."""
     learning_rate: float = 1e-4
     """Highest learning rate (the paper does not state its own)."""
     weight_decay: float = 0.0
-    """Decoupled with adam (AdamW), L2 with sgd."""
+    """Decoupled with adam (AdamW); added to the gradient, times the weight, with sgd and adadelta (L2)."""
     schedule: Literal["constant", "cosine", "steps"] = "constant"
     """After the warm-up: constant; cosine, down to 0 at the last step; steps, times 0.1 every `step_every`."""
     step_every: int = 4000
@@ -44,6 +44,8 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adam":
         return torch.optim.AdamW(learning, lr=rate, weight_decay=decay)
+    if config.optimizer == "adadelta":
+        return torch.optim.Adadelta(learning, lr=rate, rho=0.95, eps=1e-6, weight_decay=decay)
     return torch.optim.SGD(learning, lr=rate, momentum=0.9, weight_decay=decay)
 
 

@@ -227,7 +227,8 @@ def paper_shards(folder: Path, job: TrainBench) -> str:
 
 def demo_shards(folder: Path) -> str:
     """The demo's videos, fewer of them."""
-    from jobs.demo import SIZE, make_videos
+    from jobs.demo import make_videos
+    from jobs.demo_videos import SIZE
 
     make_videos(folder / "videos", DEMO_VIDEOS)
     return packed(folder / "videos", folder / "shards", Packing(width=SIZE, height=SIZE))

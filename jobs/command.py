@@ -19,10 +19,12 @@ Flat = tyro.conf.arg(name="")  # marks a group of options whose names need no pr
 EXPECTED = (ValueError, OSError)
 
 
-def command_line(job: Callable[..., T] | type[T], description: str, args: list[str] | None = None) -> T:
+def command_line(
+    job: Callable[..., T] | type[T], description: str, args: list[str] | None = None, subcommand: str = ""
+) -> T:
     """Parses the command line into the job's dataclass. Exits with status 2 and one message if that cannot be."""
     try:
-        return tyro.cli(job, prog=prog(), description=description, args=args, config=STYLE)
+        return tyro.cli(job, prog=f"{prog()} {subcommand}".rstrip(), description=description, args=args, config=STYLE)
     except ValueError as error:  # a dataclass that refuses its values
         fail(error, status=2)
         raise

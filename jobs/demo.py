@@ -1,6 +1,7 @@
 """The whole path in a few minutes: make videos, pack them, train on Ray with DeepSpeed, evaluate, track in MLflow.
 
     make demo
+    python -m jobs.demo caption         captioning instead: python -m jobs.demo caption --help
 
 The videos show one shape that moves left, right, up, down, grows, shrinks, or turns either way. Its place, size and angle
 wrap around, so that each single frame is equally likely in every class: only the order of frames tells them apart. GRU-RCN
@@ -11,13 +12,12 @@ FOLDER/result.json and --json FILE hold: gru_rcn_top1, single_frame_top1, chance
 
 import json
 import shutil
+import sys
 import time
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import ray
 from rich.console import Console
@@ -28,23 +28,16 @@ from cluster.launch import Workers
 from cluster.progress import Bar, duration
 from cluster.report import tracking_uri, ui_command
 from cluster.runs import write_json
-from jobs import evaluate, make_shards, train
+from jobs import demo_caption, evaluate, make_shards, train
 from jobs.command import command_line, finish, run_command
+from jobs.demo_videos import MOTIONS, SIZE, draw_motion, write_video
 from jobs.memory import PeakMemory
 from jobs.recipes import RECIPES
 from shards.sources import Folder
 from shards.store import open_store
 from shards.video import Packing
 
-SIZE = 40  # pixels
-NUM_FRAMES = 24
 VIDEOS_PER_CLASS = 130
-# Which of the shape's (x, y, log size, angle) changes, and in which direction.
-MOTIONS = {
-    "left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1),
-    "shrinking": (2, -1), "growing": (2, 1), "counterclockwise": (3, -1), "clockwise": (3, 1),
-}  # fmt: skip
-PERIODS = np.array([SIZE, SIZE, np.log(2.2), 2 * np.pi])  # after which each is where it was
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,48 +123,6 @@ def make_videos(folder: Path, per_class: int = VIDEOS_PER_CLASS) -> None:
     (folder / "complete").touch()
 
 
-def draw_motion(motion: str, rng: np.random.Generator) -> np.ndarray:
-    """(T, SIZE, SIZE, 3) uint8 RGB: a shape of some colour before a patchwork, moving at a steady speed of its own.
-
-    The shape starts at a random place, size and angle, and whichever of them changes wraps around. So a frame taken by
-    itself has the same distribution in every class.
-    """
-    axis, direction = MOTIONS[motion]
-    start = rng.uniform(0, 1, 4) * PERIODS
-    velocity = np.zeros(4)
-    velocity[axis] = direction * rng.uniform(1 / 28, 1 / 18) * PERIODS[axis]  # a round in 18 to 28 frames
-    patches = np.kron(rng.uniform(20, 110, (4, 4, 3)), np.ones((SIZE // 4, SIZE // 4, 1)))
-    colour = rng.uniform(140, 255, 3)
-    frames = [
-        np.where(shape_at((start + frame * velocity) % PERIODS)[..., None], colour, patches)
-        for frame in range(NUM_FRAMES)
-    ]
-    return np.stack(frames).astype(np.uint8)
-
-
-def shape_at(state: np.ndarray) -> np.ndarray:
-    """(SIZE, SIZE) bool: a hook at (x, y, log size, angle), on a picture whose edges meet."""
-    x, y, log_size, angle = state
-    rows, columns = np.mgrid[0:SIZE, 0:SIZE] + 0.5
-    right, down = (columns - x + SIZE / 2) % SIZE - SIZE / 2, (rows - y + SIZE / 2) % SIZE - SIZE / 2
-    scale = 6 * np.exp(log_size)
-    u = (np.cos(angle) * right + np.sin(angle) * down) / scale
-    v = (np.cos(angle) * down - np.sin(angle) * right) / scale
-    stem, arm = (abs(u) < 0.35) & (abs(v) < 1.2), (v > -1.2) & (v < -0.5) & (u > -0.35) & (u < 1.2)
-    return stem | arm
-
-
-def write_video(path: Path, frames: np.ndarray) -> None:
-    """(T, H, W, 3) uint8 RGB -> an AVI at 12 frames a second."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=Fraction(12), options={"q": "2"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        stream.bit_rate = 2_000_000
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-
-
 def show(result: dict[str, Any]) -> None:
     table = Table(title="Accuracy on unseen videos")
     table.add_column("model")
@@ -182,5 +133,13 @@ def show(result: dict[str, Any]) -> None:
     Console().print(table)
 
 
+def run() -> int:
+    """The demo that the command line names."""
+    if sys.argv[1:2] == ["caption"]:
+        about = demo_caption.__doc__ or ""
+        return demo_caption.main(command_line(demo_caption.CaptionDemo, about, sys.argv[2:], subcommand="caption"))
+    return main(command_line(Demo, __doc__ or ""))
+
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(Demo, __doc__ or "")))
+    run_command(run)

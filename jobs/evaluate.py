@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cluster.agree import all_rows
 from cluster.engine import autocast
 from cluster.launch import News, Workers, run_workers
 from cluster.progress import Bar, duration
@@ -34,7 +35,7 @@ from grurcn.model import GRURCN, build_model, log_mean_vote
 from jobs.command import Flat, command_line, finish, run_command
 from jobs.inputs import model_input
 from jobs.recipes import Recipe
-from jobs.scores import FILE, Row, Scores, copy_into, write_folder
+from jobs.scores import FILE, Scores, copy_into, write_folder
 from shards.clips import Box, evaluation_views
 from shards.index import Index
 from shards.store import absolute_url
@@ -104,6 +105,11 @@ def main(job: Evaluate) -> int:
 
 def check(job: Evaluate, model: Model, index: Index) -> list[tuple[Box, bool]]:
     """The views, once it is sure that the model and the data fit. Raises OtherData, BadShards or ValueError."""
+    if "classes" not in model.meta:
+        raise OtherData(
+            f"{job.run}: a run of captioning, which knows no classes; its captions are scored by python -m jobs.caption"
+        )
+    index.check_videos()
     index.check_files()
     classes = tuple(model.meta["classes"])
     if classes != index.info.classes:
@@ -141,7 +147,7 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
         number = int(batch.sample[0])
         rows.append({"key": index[number].key, "label": int(batch.label[0]), "scores": probability.tolist()})
         job["tell"]({"videos": 1})
-    rows = gather(rows)
+    rows = all_rows(rows)
     return {**tally.read(), "videos": len(rows), "rows": rows}
 
 
@@ -204,13 +210,6 @@ def conclude(
         result,
         job.json,
     )
-
-
-def gather(rows: list[Row]) -> list[Row]:
-    """The rows of all ranks."""
-    parts: list[list[Row]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]
 
 
 if __name__ == "__main__":

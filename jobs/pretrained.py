@@ -51,21 +51,25 @@ def read_pretrained(source: str, trunk: TrunkName, tracking_uri: str) -> dict[st
     """
     if source == "imagenet":
         return read_weights(IMAGENET[trunk])
-    if source.startswith("runs:"):
-        return read_mlflow(source, trunk, tracking_uri)
-    folder = Path(source).expanduser()
-    if folder.is_dir() or source.startswith(("s3://", "gs://")):
-        return trunk_of(load_best(source if "://" in source else folder), source, trunk)
+    if is_run(source):
+        return trunk_of(read_run(source, tracking_uri), source, trunk)
     return read_weights(source)
 
 
-def read_mlflow(source: str, trunk: TrunkName, tracking_uri: str) -> dict[str, Tensor]:
-    """runs:/ID -> the weights of that run's trunk."""
+def is_run(source: str) -> bool:
+    """Whether a source is a run, or would be one: a folder or URL of the storage, or runs:/ID of MLflow."""
+    return source.startswith(("runs:", "s3://", "gs://")) or Path(source).expanduser().is_dir()
+
+
+def read_run(source: str, tracking_uri: str) -> Model:
+    """The best model of a run. Raises BadWeights for a wrong runs:/ID, ValueError and NoTracking as in read_pretrained."""
+    if not source.startswith("runs:"):
+        return load_best(source if "://" in source else Path(source).expanduser())
     match = re.fullmatch(r"runs:/(?P<run_id>[0-9a-f]{32})", source)
     if match is None:
         raise BadWeights(f"{source}: wanted runs:/ID, the 32 hexadecimal digits that MLflow shows as the run's id")
     with tempfile.TemporaryDirectory(prefix="grurcn-") as folder:
-        return trunk_of(load_best(download_best(tracking_uri, match["run_id"], Path(folder))), source, trunk)
+        return load_best(download_best(tracking_uri, match["run_id"], Path(folder)))
 
 
 def trunk_of(model: Model, source: str, trunk: TrunkName) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from grurcn.loss import Loss
 from grurcn.model import ModelConfig
@@ -17,14 +17,10 @@ from shards.clips import ClipConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a run is."""
+class Learning:
+    """How a run learns, whatever its task (recognition: Recipe; captioning: caption_recipes.py)."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    clips: ClipConfig = field(default_factory=ClipConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    loss: Loss = "mean"
-    """mean: negative log of the levels' mean probability; heads: mean of the levels' own losses."""
     global_batch: int = 64
     """Videos in one step, over all workers."""
     num_steps: int = 20_000
@@ -42,10 +38,31 @@ class Recipe:
                 f"wanted global_batch, num_steps and val_every of at least 1, patience and seed of at least 0; found "
                 f"{self.global_batch}, {self.num_steps}, {self.val_every}, {self.patience}, {self.seed}"
             )
-        self.model.check_size(self.clips.num_frames, self.clips.size)
+
+    @property
+    def select(self) -> str:
+        """The validation score that makes a model the best."""
+        return "loss"
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Learning):
+    """What a recognition run is."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    loss: Loss = "mean"
+    """mean: negative log of the levels' mean probability; heads: mean of the levels' own losses."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.model.check_size(self.clips.num_frames, self.clips.size)
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Recipe":
@@ -58,9 +75,6 @@ class Recipe:
                 "optim": OptimConfig(**content["optim"]),
             }
         )
-
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def as_tuples(content: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +90,10 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def changed(recipe: Recipe, **changes: Any) -> Recipe:
+R = TypeVar("R", bound=Learning)
+
+
+def changed(recipe: R, **changes: Any) -> R:
     """The recipe with other values; those of its parts as dictionaries: changed(recipe, clips={"size": 112}, seed=1)."""
     values = {
         key: dataclasses.replace(getattr(recipe, key), **value) if isinstance(value, dict) else value

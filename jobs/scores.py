@@ -12,6 +12,7 @@ The names of all classes, in the order of their numbers, are the list "classes" 
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -98,9 +99,9 @@ def write_folder(folder: Path, scores: Scores, result: dict[str, Any]) -> None:
     partial.rename(folder)
 
 
-def copy_into(store: Store, name: str, folder: Path) -> None:
-    """Copies what write_folder wrote into a store's folder; result.json last."""
-    for file in (FILE, RESULT):
+def copy_into(store: Store, name: str, folder: Path, files: Sequence[str] = (FILE, RESULT)) -> None:
+    """Copies files, those of write_folder or others, into a store's folder, in their order: result.json last."""
+    for file in files:
         with store.written(f"{name}/{file}") as target:
             target.write((folder / file).read_bytes())
 

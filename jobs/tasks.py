@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 def run_tasks(
-    function: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]], workers: int | None
+    function: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]], workers: int | None, num_gpus: int = 0
 ) -> Iterator[T]:
     """What function(*each of the arguments) yields, as it comes: one task after the other in this process (workers 0), or a
-    Ray task each, so many at the same time (None: one a core of the cluster).
+    Ray task each, so many at the same time (None: one a core of the cluster, or one a GPU if each has num_gpus of them).
 
     Raises what a task raised; the others are cancelled then, as when the reader stops.
     """
@@ -24,8 +24,10 @@ def run_tasks(
             yield from function(*each)
         return
     start_ray()
-    task = ray.remote(num_cpus=1, max_retries=3)(function)  # again on another machine, if one is lost
-    limit = workers or int(ray.cluster_resources().get("CPU", 1))
+    task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=3)(
+        function
+    )  # again on another machine, if one is lost
+    limit = workers or int(ray.cluster_resources().get("GPU" if num_gpus else "CPU", 1))
     waiting, running = list(reversed(arguments)), set[Any]()
     try:
         while waiting or running:

@@ -8,7 +8,11 @@ The same command goes on with an interrupted run at the exact step, on any numbe
 With --workers 1:8 a run goes on by itself when workers or machines are lost, with those that are left, and with more when
 they come back. MLflow tracks it: in STORAGE/mlflow.db, or on the server that MLFLOW_TRACKING_URI names.
 
---json FILE holds: run, name, steps, stopped_early, best_step, val_loss, val_top1, val_top5, mlflow_run_id, tracking_uri, seconds.
+Recipes called caption... learn to describe videos, from shards that were packed with captions, or from the vectors that
+jobs.encode has made of them.
+
+--json FILE holds: run, name, steps, stopped_early, best_step, val_loss, val_top1, val_top5 (of captions: val_loss,
+val_perplexity, val_word_accuracy, val_bleu4, ...), mlflow_run_id, tracking_uri, seconds.
 """
 
 import dataclasses
@@ -27,25 +31,25 @@ from cluster.launch import News, Workers, run_workers
 from cluster.progress import Bar, duration
 from cluster.report import Report, git_commit, open_run, tracking_uri, ui_command
 from cluster.runs import Identity, OtherRun, RunFolder
-from grurcn.model import build_model
+from jobs import captioning, recognition
+from jobs.caption_recipes import CAPTION_RECIPES, CaptionRecipe
+from jobs.captioning import CAPTION_TABLE
 from jobs.command import STYLE, Flat, finish, prog, run_command
-from jobs.pretrained import absolute, first_weights
+from jobs.pretrained import absolute
 from jobs.recipes import RECIPES, Recipe, changed, flat
-from jobs.training import train_worker
+from jobs.training import in_words, train_worker
 from shards.index import Index
-from shards.order import Order, lanes_of
+from shards.order import lanes_of
 from shards.store import absolute_url
 from shards.stream import Reading
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
-    """Options of a training."""
+class TrainOptions:
+    """Options of a training, whatever it learns."""
 
     shards: str
     """Folder or URL (s3://, gs://, http://) that jobs.make_shards wrote, seen by every worker."""
-    recipe: Annotated[Recipe, Flat]
-    """What the run is; changing any of it makes another run."""
     storage: str = "runs"
     """Folder or URL (s3://, gs://) of all runs, seen by every worker."""
     name: str | None = None
@@ -81,35 +85,59 @@ class Train:
             )
 
 
-def parse(args: list[str] | None = None) -> tuple[str, Train]:
+@dataclass(frozen=True, kw_only=True)
+class Train(TrainOptions):
+    """Training of recognition."""
+
+    recipe: Annotated[Recipe, Flat]
+    """What the run is; changing any of it makes another run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCaptions(TrainOptions):
+    """Training of captioning."""
+
+    recipe: Annotated[CaptionRecipe, Flat]
+    """What the run is; changing any of it makes another run."""
+
+
+Job = Train | TrainCaptions
+
+
+def parse(args: list[str] | None = None) -> tuple[str, Job]:
     """The command line -> (the recipe's name, the job)."""
-    recipes = {
-        name: ((recipe.__doc__ or "").strip(), Train(recipe=recipe(), shards=tyro.MISSING))
-        for name, recipe in RECIPES.items()
-    }
+    jobs: dict[str, Job] = {name: Train(recipe=recipe(), shards=tyro.MISSING) for name, recipe in RECIPES.items()}
+    jobs |= {name: TrainCaptions(recipe=recipe(), shards=tyro.MISSING) for name, recipe in CAPTION_RECIPES.items()}
+    docs = {name: (recipe.__doc__ or "").strip() for name, recipe in {**RECIPES, **CAPTION_RECIPES}.items()}
     args = sys.argv[1:] if args is None else args
-    job = tyro.extras.overridable_config_cli(recipes, prog=prog(), description=__doc__, args=args, config=STYLE)
-    name = next(word for word in args if word in RECIPES)
+    job = tyro.extras.overridable_config_cli(
+        {name: (docs[name], job) for name, job in jobs.items()},
+        prog=prog(),
+        description=__doc__,
+        args=args,
+        config=STYLE,
+    )
+    name = next(word for word in args if word in jobs)
     return name, job
 
 
 Worker = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def main(recipe_name: str, job: Train, worker: Worker = train_worker) -> int:
+def main(recipe_name: str, job: Job, worker: Worker = train_worker) -> int:
     """Checks, opens the MLflow run, trains, reports; gives back the exit status. worker: what each worker runs."""
     started = time.monotonic()
     run = RunFolder(f"{absolute_url(job.storage)}/{job.name or recipe_name}")
     # Workers run in other folders; and a run is the same wherever it is begun from.
-    job = replace(job, recipe=changed(job.recipe, model={"weights": absolute(job.recipe.model.weights)}))
-    index = check(job, run)
+    job = replace(job, recipe=with_absolute_paths(job.recipe))
+    index, prepared = check(job, run)
     identity = open_identity(job, run, index, recipe_name)
     result = run.result()
     with Report(identity.tracking_uri, identity.mlflow_run_id, run) as report:
         if result is None:
             run.prepare()
             try:
-                result = train(job, run, index, identity, report, worker)
+                result = train(job, run, index, identity, report, worker, prepared)
             except BaseException as error:
                 report.event(report.last_step(), f"ended: {type(error).__name__}: {error}".rstrip(": "))
                 report.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -122,33 +150,35 @@ def main(recipe_name: str, job: Train, worker: Worker = train_worker) -> int:
     return 0
 
 
-def check(job: Train, run: RunFolder) -> Index:
-    """Finds out, before anything is started, what would stop a worker later."""
-    index = Index(job.shards, "train")
-    index.check_classes()
-    index.check_stream(job.recipe.clips.stream)
-    index.check_files()
-    Index(job.shards, "val").check_files()
+def with_absolute_paths(recipe: Recipe | CaptionRecipe) -> Recipe | CaptionRecipe:
+    if isinstance(recipe, CaptionRecipe):
+        return replace(recipe, encoder=recipe.encoder.absolute())
+    return changed(recipe, model={"weights": absolute(recipe.model.weights)})
+
+
+def check(job: Job, run: RunFolder) -> tuple[Index, dict[str, Any]]:
+    """Finds out, before anything is started, what would stop a worker later. Gives back what workers get to know besides."""
     recipe = job.recipe
-    Order([shard.samples for shard in index.shards], recipe.global_batch, recipe.seed)
+    uri, fresh = tracking_uri(job.storage), not run.checkpoints()
+    if isinstance(recipe, CaptionRecipe):
+        prepared = captioning.prepare(recipe, job.shards, uri, fresh)
+    else:
+        prepared = recognition.prepare(recipe, job.shards, uri, fresh)
     if not job.on.sizes(partial(divides, job)):
         lanes = lanes_of(0, max(1, job.on.most), recipe.global_batch)
         raise ValueError(
             f"a worker's {len(lanes)} videos of a global batch cannot be cut into {job.accumulation} equal parts; "
             f"wanted an --accumulation that divides {len(lanes)}"
         )
-    fresh = not run.checkpoints()
-    weights = first_weights(recipe.model, tracking_uri(job.storage)) if fresh else None
-    build_model(recipe.model, len(index.info.classes), recipe.seed, weights, recipe.clips.channels)
-    return index
+    return Index(job.shards, "train"), prepared
 
 
-def divides(job: Train, workers: int) -> bool:
+def divides(job: Job, workers: int) -> bool:
     """Whether so many workers can share a global batch, and each cut its share into its accumulated parts."""
     return job.recipe.global_batch % (workers * job.accumulation) == 0
 
 
-def open_identity(job: Train, run: RunFolder, index: Index, recipe_name: str) -> Identity:
+def open_identity(job: Job, run: RunFolder, index: Index, recipe_name: str) -> Identity:
     """The run's identity and its MLflow run: begun now, or found in its folder and fitting this job.
 
     Raises OtherRun if the folder holds a run of another recipe or data set.
@@ -199,17 +229,27 @@ def open_identity(job: Train, run: RunFolder, index: Index, recipe_name: str) ->
     return identity
 
 
-def differences(found: dict[str, Any], recipe: Recipe, most: int = 4) -> str:
-    there, here = flat(Recipe.from_dict(found).to_dict()), flat(recipe.to_dict())
+def differences(found: dict[str, Any], recipe: Recipe | CaptionRecipe, most: int = 4) -> str:
+    if ("decoder" in found) != isinstance(recipe, CaptionRecipe):
+        return "one learns captions, the other classes"
+    there, here = flat(type(recipe).from_dict(found).to_dict()), flat(recipe.to_dict())
     changed = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
     return "; ".join(changed[:most]) + (f" and {len(changed) - most} more" if len(changed) > most else "")
 
 
 def train(
-    job: Train, run: RunFolder, index: Index, identity: Identity, report: Report, worker: Worker
+    job: Job,
+    run: RunFolder,
+    index: Index,
+    identity: Identity,
+    report: Report,
+    worker: Worker,
+    prepared: dict[str, Any],
 ) -> dict[str, Any]:
     """Runs the workers and shows their news: a bar on a terminal, a line every `log_every` steps, and in MLflow."""
     report.text("recipe.json", json.dumps(job.recipe.to_dict(), indent=1))
+    if "vocabulary" in prepared:
+        report.text("vocabulary.json", json.dumps(prepared["vocabulary"], ensure_ascii=False))
     report.text("dataset.json", index.info.to_json())
     with Bar("training", "steps", job.recipe.num_steps, lines=False) as bar:
         report.say = bar.say
@@ -221,6 +261,8 @@ def train(
                 bar.move_to(news["step"])
             if "metrics" in news:
                 report.metrics(news["at"], news["metrics"], news["milliseconds"])
+            if "table" in news:
+                report.table(news["table"], CAPTION_TABLE, news["rows"])
             if "saved" in news:
                 report.checkpoint(news["saved"], news["keep"], news["new_best"])
             if "event" in news:
@@ -242,16 +284,18 @@ def train(
             "save_every": job.save_every or job.recipe.val_every,
             "keep": job.keep,
             "timeout_minutes": job.on.timeout_minutes,
+            **prepared,
         }
         return run_workers(worker, worker_job, job.on, listen, partial(divides, job))
 
 
-def conclude(job: Train, run: RunFolder, identity: Identity, result: dict[str, Any], seconds: float) -> None:
+def conclude(job: Job, run: RunFolder, identity: Identity, result: dict[str, Any], seconds: float) -> None:
     early = " (stopped early)" if result["stopped_early"] else ""
+    values = {key.removeprefix("val_"): value for key, value in result.items() if key.startswith("val_")}
     finish(
         f"trained {result['steps']:,} steps{early} ({duration(seconds)} of it now): best at step {result['best_step']:,} with "
-        f"validation loss {result['val_loss']:.4f}, top-1 {result['val_top1']:.4f}; model and checkpoints in {run.url}; "
-        f"see the run: {ui_command(identity.tracking_uri)}",
+        f"validation {in_words(values, ', ')}; model and checkpoints in {run.url}; see the run: "
+        f"{ui_command(identity.tracking_uri)}",
         {
             "run": run.url,
             "name": run.name,

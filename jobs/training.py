@@ -1,56 +1,101 @@
-"""The training loop: what each worker runs, clip batches -> scores -> loss -> step -> report, and its validation."""
+"""The training loop: what each worker runs, batches -> loss -> step -> report, and when it validates and saves.
+
+What is learned is a task (recognition.py, captioning.py): its batches, its model, its loss, its validation.
+"""
 
 import statistics
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.agree import Agreement
 from cluster.checkpoint import Checkpoint, read_state
 from cluster.engine import loss_scale, set_learning_rate, start_engine
 from cluster.progress import duration
 from cluster.runs import RunFolder, Saver
-from grurcn.loss import Tally, nll_loss
-from grurcn.model import build_model, log_mean_vote
 from grurcn.optim import build_optimizer, learning_rate
-from jobs.inputs import model_input
-from jobs.pretrained import first_weights
-from jobs.recipes import Recipe
+from jobs.caption_recipes import CaptionRecipe
+from jobs.captioning import Captioning
+from jobs.recipes import Learning, Recipe
+from jobs.recognition import Recognition
 from jobs.stopwatch import Stopwatch
-from shards.index import Index
 from shards.order import Order, lanes_of
-from shards.stream import ClipBatch, Reading, evaluation_batches, train_batches
-
-Batches = Generator[tuple[tuple[int, int], ClipBatch], None, None]
-
 
 SLOW = 3.0  # times as long as the others: a worker is named
 KEYS_NAMED = 8
+SHOWN = {
+    "loss": "loss",
+    "top1": "top-1",
+    "word_accuracy": "next word",
+    "bleu4": "BLEU-4",
+    "meteor": "METEOR",
+    "cider": "CIDEr",
+}
 
 
 class Diverged(ValueError):
     """The loss is not a number any more."""
 
 
-def train_worker(job: dict[str, Any], read: Callable[..., Batches] = train_batches) -> dict[str, Any]:
+class Task(Protocol):
+    """What is learned, on one worker."""
+
+    @property
+    def recipe(self) -> Learning: ...
+
+    @property
+    def order(self) -> Order: ...
+
+    @property
+    def data_digest(self) -> str: ...
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that its model can be used without the data."""
+        ...
+
+    def build(self, fresh: bool) -> nn.Module:
+        """The model; of a fresh start with all that it begins with, else a checkpoint will fill it."""
+        ...
+
+    def batches(self, *, rank: int, world_size: int, start: tuple[int, int]) -> Generator[Any, None, None]:
+        """((epoch, step), this rank's part of the global batch), for ever."""
+        ...
+
+    def keys(self, numbers: list[int]) -> list[str]:
+        """The names of the order's samples."""
+        ...
+
+    def tally(self) -> Any:
+        """Of the training scores: read() gives them, the same on every rank."""
+        ...
+
+    def loss(self, model: Callable[..., Any], batch: Any, tally: Any) -> Tensor:
+        """The loss of a part of a batch, a scalar; its scores go to the tally."""
+        ...
+
+    def validate(self, engine: DeepSpeedEngine) -> dict[str, float]:
+        """ "loss" and other scores of the validation videos. Every rank calls it, with the engine in evaluation mode."""
+        ...
+
+
+def train_worker(job: dict[str, Any], read: Callable[..., Any] | None = None) -> dict[str, Any]:
     """What each worker runs. Gives back the run's result, or {"stopped": step}; the same on every rank. read: batches."""
-    recipe, run, device = Recipe.from_dict(job["recipe"]), RunFolder(job["run"]), job["device"]
-    index, reading = Index(job["shards"], "train"), Reading(**job["reading"])
-    order = Order([shard.samples for shard in index.shards], recipe.global_batch, recipe.seed)
-    agreement = Agreement(job["timeout_minutes"])
+    run, agreement = RunFolder(job["run"]), Agreement(job["timeout_minutes"])
     checkpoint = newest(run, agreement, job)
-    engine = build_engine(recipe, index, job, fresh=checkpoint is None)
+    task = task_of(job, checkpoint, read)
+    recipe, order = task.recipe, task.order
+    engine = build_engine(task, job, fresh=checkpoint is None)
     progress, saver = resume(engine, run, checkpoint, job)
-    lanes = {"rank": dist.get_rank(), "world_size": dist.get_world_size()}
     start = divmod(progress.step, order.steps_per_epoch)
-    batches = read(index, recipe.clips, order, **lanes, start=start, reading=reading)
-    losses, tally, watch = Losses(progress.step), Tally(device), Stopwatch(recipe.global_batch, device)
+    batches = task.batches(rank=dist.get_rank(), world_size=dist.get_world_size(), start=start)
+    losses, tally, watch = Losses(progress.step), task.tally(), Stopwatch(recipe.global_batch, job["device"])
     stop = False
 
     while progress.step < recipe.num_steps and not progress.stopped(recipe) and not stop:
@@ -58,15 +103,12 @@ def train_worker(job: dict[str, Any], read: Callable[..., Batches] = train_batch
             _, batch = next(batches)
         rate = learning_rate(progress.step, recipe.num_steps, recipe.optim)
         set_learning_rate(engine, rate)
-        for part in batch.to(device).split(job["accumulation"]):
+        for part in batch.to(job["device"]).split(job["accumulation"]):
             with watch.computing():
-                clips = model_input(part.frames, part.flow_bound, part.box, part.mirror, recipe.clips)
-                levels = engine(clips, part.draw)  # (B, L, K)
-                loss = nll_loss(levels, part.label, recipe.loss)
+                loss = task.loss(engine, part, tally)
             engine.backward(loss)
             engine.step()
             losses.add(loss)
-            tally.add(log_mean_vote(levels), part.label)
         watch.steps += 1
         stop = step_done(job, agreement, progress)
 
@@ -74,19 +116,28 @@ def train_worker(job: dict[str, Any], read: Callable[..., Batches] = train_batch
         is_validated = is_time(progress.step, recipe.val_every, recipe.num_steps)
         is_saved = is_validated or stop or is_time(progress.step, job["save_every"], recipe.num_steps)
         if is_logged or is_saved:
-            losses = losses.checked(progress.step, agreement, index, order, recipe)
+            losses = losses.checked(progress.step, agreement, task)
             saver.check()
         if is_logged:
             tell(job, agreement, progress, recipe, tally.read(), watch, rate, loss_scale(engine))
-            tally, watch = Tally(device), Stopwatch(recipe.global_batch, device)
+            tally, watch = task.tally(), Stopwatch(recipe.global_batch, job["device"])
         if is_saved:
             with watch.pausing():
-                best = validate(engine, recipe, job, progress) if is_validated else None
-                save(engine, saver, index, job, progress, best)
+                best = validate(engine, task, job, progress) if is_validated else None
+                save(engine, saver, task, job, progress, best)
     batches.close()  # its threads end with it
     saver.close()
     is_over = progress.step == recipe.num_steps or progress.stopped(recipe)
     return progress.result(recipe) if is_over else {"stopped": progress.step}
+
+
+def task_of(job: dict[str, Any], checkpoint: Checkpoint | None, read: Callable[..., Any] | None) -> Task:
+    """The task of a job, as its checkpoint, if there is one, has begun it."""
+    reader = {} if read is None else {"read": read}
+    if "decoder" in job["recipe"]:
+        known = checkpoint.state()["meta"] if checkpoint else job
+        return Captioning(CaptionRecipe.from_dict(job["recipe"]), job, known, **reader)
+    return Recognition(Recipe.from_dict(job["recipe"]), job, **reader)
 
 
 @dataclass
@@ -94,32 +145,39 @@ class Progress:
     """Where a run is and the best that it saw: what a restart must know besides the weights."""
 
     step: int = 0  # steps done
-    best: dict[str, float] | None = None  # loss, top1, top5 of the best validation, and its step
+    best: dict[str, float] | None = None  # the scores of the best validation, and its step
+    lowest: float | None = None  # the lowest validation loss
     stale: int = 0  # validations since then
     begun: bool = False  # a step was done since these workers started
     slow: bool = False  # a worker was much slower than the others when last looked at
     told: list[dict[str, Any]] = field(default_factory=list)  # metrics since the last checkpoint, which keeps them
 
-    def stopped(self, recipe: Recipe) -> bool:
+    def stopped(self, recipe: Learning) -> bool:
         """Early stopping on the validation log-probability (paper section 5.1)."""
         return bool(recipe.patience) and self.stale >= recipe.patience
 
-    def result(self, recipe: Recipe) -> dict[str, Any]:
+    def is_best(self, values: dict[str, float], select: str) -> bool:
+        """Whether a validation gave the best score so far: the lowest loss, or the highest of any other."""
+        if self.best is None:
+            return True
+        if select == "loss":
+            return values["loss"] < self.best["loss"]
+        return values[select] > self.best[select]
+
+    def result(self, recipe: Learning) -> dict[str, Any]:
         assert self.best is not None  # the last step is always validated
-        names = {"val_loss": "loss", "val_top1": "top1", "val_top5": "top5", "best_step": "step"}
-        early = self.step < recipe.num_steps
+        values = {key: value for key, value in self.best.items() if key not in ("step", "sha256")}
         return {
             "steps": self.step,
-            "stopped_early": early,
-            **{name: self.best[key] for name, key in names.items()},
+            "stopped_early": self.step < recipe.num_steps,
+            **{f"val_{key}": value for key, value in values.items()},
+            "best_step": self.best["step"],
         }
 
 
-def build_engine(recipe: Recipe, index: Index, job: dict[str, Any], fresh: bool) -> DeepSpeedEngine:
-    """The model in its engine; pretrained weights are read for a fresh start only, as a checkpoint has its own."""
-    weights = first_weights(recipe.model, job["tracking_uri"]) if fresh else None
-    num_classes, channels = len(index.info.classes), recipe.clips.channels
-    model = build_model(recipe.model, num_classes, recipe.seed, weights, channels, job["recompute"])
+def build_engine(task: Task, job: dict[str, Any], fresh: bool) -> DeepSpeedEngine:
+    """The task's model in its engine."""
+    recipe, model = task.recipe, task.build(fresh)
     return start_engine(
         model.to(job["device"]),
         build_optimizer(model.parameters(), recipe.optim),
@@ -154,7 +212,7 @@ def resume(
         for metrics in meta["told"]:  # they may have been lost with the worker that told them
             job["tell"](metrics)
         job["tell"]({"step": meta["step"], "line": f"going on after step {meta['step']:,} from {checkpoint.url}"})
-    progress = Progress(step=meta["step"], best=state["best"], stale=meta["stale"])
+    progress = Progress(step=meta["step"], best=state["best"], lowest=meta["lowest"], stale=meta["stale"])
     return progress, Saver(run, job["keep"], state)
 
 
@@ -170,22 +228,23 @@ def step_done(job: dict[str, Any], agreement: Agreement, progress: Progress) -> 
 def save(
     engine: DeepSpeedEngine,
     saver: Saver,
-    index: Index,
+    task: Task,
     job: dict[str, Any],
     progress: Progress,
     best: dict[str, float] | None,
 ) -> None:
     """Weights, optimizer, place and best model -> the run's folder, while training goes on; then MLflow is told."""
-    epoch, epoch_step = divmod(progress.step, len(index) // job["recipe"]["global_batch"])
+    epoch, epoch_step = divmod(progress.step, task.order.steps_per_epoch)
     meta = {
         "step": progress.step,
         "epoch": epoch,
         "epoch_step": epoch_step,
+        "lowest": progress.lowest,
         "stale": progress.stale,
         "told": progress.told,
         "recipe": job["recipe"],
-        "classes": list(index.info.classes),
-        "data_digest": index.info.digest,
+        **task.about,
+        "data_digest": task.data_digest,
         "mlflow_run_id": job["mlflow_run_id"],
         "tracking_uri": job["tracking_uri"],
     }
@@ -194,48 +253,32 @@ def save(
     saver.save(engine, progress.step, meta, best, lambda checkpoint: job["tell"]({"saved": checkpoint.name, **news}))
 
 
-def validate(
-    engine: DeepSpeedEngine, recipe: Recipe, job: dict[str, Any], progress: Progress
-) -> dict[str, float] | None:
-    """The middle clip of each validation video, centre view. Gives back what it gave if that is the best so far."""
-    index = Index(job["shards"], "val")
-    tally = Tally(job["device"])
+def validate(engine: DeepSpeedEngine, task: Task, job: dict[str, Any], progress: Progress) -> dict[str, float] | None:
+    """The scores of the validation videos, told. Gives them back if they are the best so far."""
     engine.eval()
-    with torch.inference_mode():
-        for _, batch in validation_batches(index, recipe, job):
-            part = batch.to(job["device"])
-            clips = model_input(part.frames, part.flow_bound, part.box, part.mirror, recipe.clips)
-            levels = engine(clips, part.draw)
-            tally.add(log_mean_vote(levels), part.label, part.weight)
+    values = task.validate(engine)
     engine.train()
-    values = tally.read()
-    better = progress.best is None or values["loss"] < progress.best["loss"]
-    progress.stale = 0 if better else progress.stale + 1
+    lower = progress.lowest is None or values["loss"] < progress.lowest
+    progress.lowest = values["loss"] if lower else progress.lowest
+    progress.stale = 0 if lower else progress.stale + 1
+    better = progress.is_best(values, task.recipe.select)
     progress.best = {**values, "step": progress.step} if better else progress.best
     mark = "  best so far" if better else ""
-    line = f"step {progress.step:>6,}  validation: loss {values['loss']:.4f}  top-1 {values['top1']:.4f}{mark}"
+    line = f"step {progress.step:>6,}  validation: {in_words(values)}{mark}"
     tell_metrics(job, progress, {f"val/{key}": value for key, value in values.items()}, line)
     return values if better else None
 
 
-def validation_batches(
-    index: Index, recipe: Recipe, job: dict[str, Any]
-) -> Iterator[tuple[tuple[int, int], ClipBatch]]:
-    return evaluation_batches(
-        index,
-        recipe.clips,
-        global_batch=recipe.global_batch,
-        rank=dist.get_rank(),
-        world_size=dist.get_world_size(),
-        reading=Reading(**job["reading"]),
-    )
+def in_words(values: dict[str, float], between: str = "  ") -> str:
+    """loss 0.1234  top-1 0.9000"""
+    return between.join(f"{SHOWN[key]} {value:.4f}" for key, value in values.items() if key in SHOWN)
 
 
 def tell(
     job: dict[str, Any],
     agreement: Agreement,
     progress: Progress,
-    recipe: Recipe,
+    recipe: Learning,
     train: dict[str, float],
     watch: Stopwatch,
     rate: float,
@@ -252,7 +295,7 @@ def tell(
         values["train/loss_scale"] = scale["scale"]
     left = (recipe.num_steps - progress.step) * recipe.global_batch / perf["clips_per_second"]
     line = (
-        f"step {progress.step:>6,} of {recipe.num_steps:,}  loss {train['loss']:.4f}  top-1 {train['top1']:.4f}  "
+        f"step {progress.step:>6,} of {recipe.num_steps:,}  {in_words(train)}  "
         f"{perf['clips_per_second']:.1f} clips/s  waiting for data {perf['data_wait']:.1%}  {duration(left)} left"
     )
     tell_metrics(job, progress, values, line)
@@ -287,7 +330,7 @@ class Losses:
     def add(self, loss: Tensor) -> None:
         self.values.append(loss.detach())
 
-    def checked(self, step: int, agreement: Agreement, index: Index, order: Order, recipe: Recipe) -> "Losses":
+    def checked(self, step: int, agreement: Agreement, task: Task) -> "Losses":
         """An empty one to go on with. Raises Diverged, on every rank, if a loss of any rank is not a number or infinite."""
         values = torch.stack(self.values).double().cpu()
         bad = (~values.isfinite()).nonzero()
@@ -298,9 +341,10 @@ class Losses:
             return Losses(step)
         first = int(min(each for each in of_ranks if each >= 0))
         rank = of_ranks.index(first)
+        recipe, order = task.recipe, task.order
         epoch, epoch_step = divmod(first, order.steps_per_epoch)
         lanes = lanes_of(rank, len(of_ranks), recipe.global_batch)
-        keys = [sample.key for sample in index.samples(order.samples(epoch, epoch_step, lanes).tolist())]
+        keys = task.keys(order.samples(epoch, epoch_step, lanes).tolist())
         more = f" and {len(keys) - KEYS_NAMED} more" if len(keys) > KEYS_NAMED else ""
         raise Diverged(
             f"the loss is not a number, or infinite, at step {first + 1} (seen at step {step}): worker {rank} of "

@@ -15,7 +15,7 @@ os.environ["RAY_ADDRESS"] = "local"  # a Ray of our own, also beside one that ru
 from packing import packing_job
 
 from jobs import make_shards
-from jobs.demo import MOTIONS, draw_motion, write_video
+from jobs.demo_videos import MOTIONS, draw_motion, write_video
 
 # No test is a timed one: a busy machine may take as long as it likes.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jobs import make_shards
-from jobs.demo import SIZE
+from jobs.demo_videos import SIZE
 from shards.flow import FlowMethod
 from shards.sources import Folder
 from shards.video import Packing

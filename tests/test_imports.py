@@ -29,7 +29,9 @@ ALLOWED_IN = {
     "cluster/checkpoint.py": {"shards.store"},  # runs lie in stores too
     "cluster/runs.py": {"shards.store"},
     "cluster/report.py": {"shards.store"},
+    "jobs/attention.py": {"PIL"},
     "jobs/preview.py": {"PIL"},
+    "jobs/caption_scores.py": {"pycocoevalcap"},
     "jobs/bench_read.py": {"webdataset", "imageio_ffmpeg"},  # the peers that it measures
     "jobs/bench_pack.py": {"imageio_ffmpeg"},
 }

@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 from jobs.command import run_command
+from jobs.recognition import Batches
 from jobs.train import main, parse
-from jobs.training import Batches, train_worker
+from jobs.training import train_worker
 from shards.stream import train_batches
 
 STEP_SECONDS = 0.25
