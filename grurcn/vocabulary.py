@@ -81,19 +81,9 @@ NUMBERED = any_of("art ca fig figs no nos op pp prop")  # abbreviations only bef
 BEFORE_NUMBER = re.compile(rf"(?i)(?<!\w)(?<!\w-){NUMBERED}\.(?=\s+\d)")
 
 # A: a letter, W: a letter or a digit, of any script, with the marks that some put above and below.
-MARKS = "".join(
-    (
-        *(
-            "\u0300-\u036f",
-            "\u0483-\u0487",
-            "\u0591-\u05bd",
-            "\u0610-\u061a",
-            "\u064b-\u065f",
-            "\u0670",
-            "\u06d6-\u06ed",
-        ),
-        *("\u0900-\u0963", "\u0966-\u0dff", "\u0e30-\u0e4e"),  # of India's scripts also the letters; Thai
-    )
+MARKS = (
+    "\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed"
+    "\u0900-\u0963\u0966-\u0dff\u0e30-\u0e4e"  # of India's scripts the letters too, and Thai's
 )
 A, W = rf"(?:[^\W\d_]|[{MARKS}])", rf"(?:[^\W_]|[{MARKS}])"
 WORD = rf"(?:(?:[dlno]|[A-HJ-XZ])['`]{W}{{2,}}|{W}+)"  # dog, o'clock, O'Brien

@@ -126,7 +126,7 @@ def some(keys: Sequence[str]) -> str:
 def scored(
     metrics: Collection[str], references: dict[str, list[str]], hypotheses: dict[str, list[str]]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(metric, score of the set, score of each video: numbers of Python or NumPy) of captions that are cut into words, joined by blanks."""
+    """(metric, score of the set, score of each video) of captions cut into words, joined by blanks. Some numbers are NumPy's."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -159,7 +159,7 @@ def meteor(references: dict[str, list[str]], hypotheses: dict[str, list[str]]) -
 
 @contextmanager
 def meteor_process(errors: IO[bytes]) -> Iterator[tuple[IO[str], IO[str]]]:
-    """A METEOR that reads lines and answers each; it is ended whatever happens. (pycocoevalcap's own class hangs after an error.)"""
+    """Where METEOR reads lines, and answers. It is ended whatever happens; pycocoevalcap's own class hangs after an error."""
     from pycocoevalcap.meteor import meteor as wrapper
 
     jar = Path(wrapper.__file__).with_name(wrapper.METEOR_JAR)

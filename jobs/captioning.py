@@ -94,11 +94,15 @@ class Captioning:
         batches = evaluation_captions(
             self.index, segments_of(self.encoder), global_batch=self.recipe.global_batch, reading=self.reading
         )
+        most = -(-VIDEOS_LOOKED_AT // self.recipe.global_batch)
         with torch.inference_mode(), closing(batches), autocast(self.job["precision"], self.device):
-            some = [
-                batch.to(self.device) for _, batch in islice(batches, -(-VIDEOS_LOOKED_AT // self.recipe.global_batch))
-            ]
-            model.standardise(torch.cat([model.vectors(batch.seen)[batch.segments].float() for batch in some]))
+            seen = [self.own_vectors(model, batch.to(self.device)) for _, batch in islice(batches, most)]
+        model.standardise(torch.cat(seen))
+
+    def own_vectors(self, model: Captioner, batch: CaptionBatch) -> Tensor:
+        """The vectors of the segments that a batch's videos have (N, D), padding left out."""
+        is_real = batch.segments & (batch.weight > 0)[:, None]
+        return model.vectors(batch.seen)[is_real].float()
 
     def batches(self, **lanes: Any) -> Batches:
         """This rank's part of every global batch of pairs. lanes: rank, world_size, start."""

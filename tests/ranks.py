@@ -104,6 +104,6 @@ def rank_main(rank: int, world_size: int, folder: Path, job: dict[str, Any]) -> 
                 yield (epoch, step), batch
 
         settings = {"device": torch.device("cpu"), "tell": tell, "stop_wanted": lambda: False}
-        result = train_worker({**job, **settings}, read)
+        result = train_worker({**job, **settings}, None if "decoder" in job["recipe"] else read)
     (folder / f"result-{rank}").write_text(json.dumps(result))
     dist.destroy_process_group()
