@@ -61,7 +61,7 @@ class Encode:
 def main(job: Encode) -> int:
     """Encodes what is not encoded yet, and gives back the exit status."""
     started = time.monotonic()
-    encoder, weights = read_encoder(job.encoder, tracking_uri(job.storage) if job.encoder.of_mlflow else "")
+    encoder, weights = read_encoder(job.encoder.absolute(), tracking_uri(job.storage) if job.encoder.of_mlflow else "")
     encoding = open_encoding(job.shards, job.out, encoder)
     if encoding.left:
         write_tensors(open_store(encoding.out), WEIGHTS, weights)  # for the tasks, and for all who use the vectors

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.multiprocessing.spawn import start_processes
 
-from grurcn.loss import Tally, nll_loss
+from grurcn.loss import Tally, WordTally, nll_loss
 
 CPU = torch.device("cpu")
 
@@ -167,3 +167,29 @@ def test_on_two_ranks_all_clips_count_alike_and_both_ranks_read_the_same(tmp_pat
     assert first[1] == expected
     assert first[3]["top1"] == 4 / 6  # reading added nothing to either rank's own sums
     assert first[2] == {"loss": pytest.approx(math.log(2)), "top1": 1.0, "top5": 1.0}
+
+
+# Captions
+
+
+def test_words_are_tallied_by_captions_and_by_words():
+    """Two captions of two words and of one, of a vocabulary of three."""
+    log_probs = torch.tensor([[[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], [[0.2, 0.2, 0.6], [1.0, 0.0, 0.0]]]).log()
+    tally = WordTally(CPU)
+    tally.add(log_probs, torch.tensor([[0, 1], [2, -1]]))
+    nll = -(math.log(0.5) + math.log(0.1) + math.log(0.6))
+    found = tally.read()
+    assert found["loss"] == pytest.approx(nll / 2)  # a caption
+    assert found["perplexity"] == pytest.approx(math.exp(nll / 3))  # a word
+    assert found["word_accuracy"] == pytest.approx(2 / 3)
+
+
+def test_words_of_no_captions_have_no_mean_and_scores_that_are_no_numbers_are_not_right():
+    with pytest.raises(ValueError, match="nothing was tallied"):
+        WordTally(CPU).read()
+    tally = WordTally(CPU)
+    tally.add(torch.full((1, 1, 3), math.nan), torch.tensor([[0]]))
+    found = tally.read()
+    assert math.isnan(found["loss"])
+    assert math.isnan(found["perplexity"])
+    assert found["word_accuracy"] == 0

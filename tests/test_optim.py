@@ -96,3 +96,23 @@ def test_adams_first_step_is_the_rate_whatever_the_gradient_and_weight_decay_is_
         assert step(OptimConfig(learning_rate=0.1), [gradient]) == pytest.approx(0.9, abs=1e-5)
     decaying = OptimConfig(learning_rate=0.1, weight_decay=0.5)
     assert step(decaying, [1.0]) == pytest.approx(1 * (1 - 0.1 * 0.5) - 0.1, abs=1e-6)
+
+
+def test_adadelta_takes_the_step_that_its_equations_say_with_the_decay_of_the_captioning_loss():
+    """Zeiler 2012, rho 0.95, epsilon 1e-6; 1e-4 |theta|^2 in the loss is a gradient of 2e-4 theta."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    config = OptimConfig(optimizer="adadelta", learning_rate=1.0, weight_decay=2e-4)
+    optimizer = build_optimizer([weight], config)
+    wanted, squares, changes = weight.detach().clone(), torch.zeros(2).double(), torch.zeros(2).double()
+    for step in range(3):
+        optimizer.zero_grad()
+        (weight * torch.tensor([0.3, 0.1 * step], dtype=torch.float64)).sum().backward()
+        optimizer.step()
+        penalised = wanted.clone().requires_grad_()
+        loss = (penalised * torch.tensor([0.3, 0.1 * step])).sum() + 1e-4 * penalised.square().sum()
+        (gradient,) = torch.autograd.grad(loss, penalised)
+        squares = 0.95 * squares + 0.05 * gradient**2
+        change = -(changes + 1e-6).sqrt() / (squares + 1e-6).sqrt() * gradient
+        changes = 0.95 * changes + 0.05 * change**2
+        wanted = wanted + change
+        torch.testing.assert_close(weight.detach(), wanted, rtol=1e-6, atol=1e-9)
