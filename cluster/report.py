@@ -109,20 +109,24 @@ def open_run(
                 f"MLflow at {uri} has no run {run_id} ({error.message}); use the server that it began on"
             ) from None
         return run_id
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        # A local database would put artifacts into the working directory.
-        place = (Path(absolute_url(storage)) / "mlflow-artifacts").as_uri() if uri.startswith("sqlite:") else None
-        experiment_id = client.create_experiment(experiment, artifact_location=place)
-    else:
-        experiment_id = found.experiment_id
-    run = client.create_run(experiment_id, run_name=name)
+    run = client.create_run(experiment_of(uri, storage, experiment), run_name=name)
     client.log_batch(
         run.info.run_id,
         params=[Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in parameters.items()],
         tags=[RunTag(key, value) for key, value in tags.items()],
     )
     return run.info.run_id
+
+
+def experiment_of(uri: str, storage: str | Path, name: str) -> str:
+    """The id of an experiment, which is begun if there is none of that name; not to be begun by several processes at once."""
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    # A local database would put artifacts into the working directory.
+    place = (Path(absolute_url(storage)) / "mlflow-artifacts").as_uri() if uri.startswith("sqlite:") else None
+    return client.create_experiment(name, artifact_location=place)
 
 
 def check_reachable(uri: str, way_out: str = "start it, or unset MLFLOW_TRACKING_URI to track in a file") -> None:

@@ -76,6 +76,10 @@ class Captioning:
     def data_digest(self) -> str:
         return self.index.info.digest
 
+    @property
+    def select(self) -> str:
+        return self.recipe.select
+
     def build(self, fresh: bool) -> nn.Module:
         """Encoder and decoder; the encoder's weights are read for a fresh start only, as a checkpoint has its own."""
         weights = None

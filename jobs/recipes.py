@@ -39,11 +39,6 @@ class Learning:
                 f"{self.global_batch}, {self.num_steps}, {self.val_every}, {self.patience}, {self.seed}"
             )
 
-    @property
-    def select(self) -> str:
-        """The validation score that makes a model the best."""
-        return "loss"
-
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -39,6 +39,10 @@ class Recognition:
     def data_digest(self) -> str:
         return self.index.info.digest
 
+    @property
+    def select(self) -> str:
+        return "loss"
+
     def build(self, fresh: bool) -> nn.Module:
         """The model; pretrained weights are read for a fresh start only, as a checkpoint has its own."""
         recipe = self.recipe

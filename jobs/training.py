@@ -56,6 +56,11 @@ class Task(Protocol):
     def data_digest(self) -> str: ...
 
     @property
+    def select(self) -> str:
+        """The validation score that makes a model the best: the highest, of "loss" the lowest."""
+        ...
+
+    @property
     def about(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that its model can be used without the data."""
         ...
@@ -261,7 +266,7 @@ def validate(engine: DeepSpeedEngine, task: Task, job: dict[str, Any], progress:
     lower = progress.lowest is None or values["loss"] < progress.lowest
     progress.lowest = values["loss"] if lower else progress.lowest
     progress.stale = 0 if lower else progress.stale + 1
-    better = progress.is_best(values, task.recipe.select)
+    better = progress.is_best(values, task.select)
     progress.best = {**values, "step": progress.step} if better else progress.best
     mark = "  best so far" if better else ""
     line = f"step {progress.step:>6,}  validation: {in_words(values)}{mark}"

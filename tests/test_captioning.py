@@ -61,7 +61,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
         listed = []
         for number in range(count):
             rng = np.random.default_rng([number, count])
-            about = (str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), *rng.permutation(list(DIRECTIONS))[:2])
+            first, second = map(str, rng.permutation(list(DIRECTIONS))[:2])
+            about = (str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), first, second)
             name = f"{split}{number}_0_1.avi"
             write_video(folder / "videos" / name, draw_scene(*about, rng))
             listed.append({"id": name, "caption": sentences(*about)})
@@ -390,7 +391,7 @@ def test_runs_of_another_task_or_kind_are_no_encoders(finished, scenes, shards, 
         with pytest.raises(
             BadEncoder, match=rf"--encoder\.{option} .*captions: a run of captioning; wanted one of recognition"
         ):
-            refused(scenes, storage, encoder=EncoderConfig(**{option: captions}))
+            refused(scenes, storage, encoder=dataclasses.replace(EncoderConfig(), **{option: captions}))
     frames = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, kind="frames"), num_steps=1, val_every=1)
     run_train(shards, storage, "frames", recipe=frames)
     with pytest.raises(BadEncoder, match="a run of kind frames, which has no states; wanted one of kind gru-rcn"):
