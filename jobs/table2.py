@@ -46,6 +46,7 @@ from shards.store import absolute_url, open_store
 
 RowName = Literal["frame", "states", "entity", "both-bleu4", "both-loss", "both-meteor", "both-cider"]
 METRICS = {"bleu4": "BLEU-4", "meteor": "METEOR", "cider": "CIDEr"}
+SELECTED_BY = {**METRICS, "loss": "NLL"}
 TUNE_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would end well, as if nobody had interrupted
     "RAY_AIR_NEW_OUTPUT": "0",  # which prints a box whatever it is told
@@ -197,7 +198,8 @@ def main(job: Table2) -> int:
     found: dict[RowName, dict[str, Any]] = {}
     for number, name in enumerate(job.possible):
         print(
-            f"[{number + 1} of {len(job.possible)}] {title_of(job, name)}, selected by {ROWS[name].select}", flush=True
+            f"[{number + 1} of {len(job.possible)}] {title_of(job, name)}, selected by {SELECTED_BY[ROWS[name].select]}",
+            flush=True,
         )
         for segments in sorted({draw.segments for draw in draws}):
             encode_row(job, name, segments)
@@ -215,7 +217,7 @@ def check(job: Table2) -> None:
     Index(job.shards, "train").check_videos()
     for split in ("train", "val", "test"):
         Index(job.shards, split).check_captions()
-    check_metrics([*METRICS, *(ROWS[name].select for name in job.possible if ROWS[name].select != "loss")])
+    check_metrics(["bleu4", *(ROWS[name].select for name in job.possible if ROWS[name].select != "loss")])
     check_reachable(tracking_uri(job.storage))
 
 
@@ -403,12 +405,15 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         scores, best = row["scores"], row["best"]
         cells = [f"{format_score(scores, metric)} / {row['paper'][metric]:.4f}" for metric in METRICS]
         drawn = f"{best['hidden']}, {best['embedding']}, {best['segments']}" if best else "-"
-        lines.append(f"| {row['row']} ({row['select']}) | {' | '.join(cells)} | {drawn} |")
+        lines.append(f"| {row['row']} ({SELECTED_BY[row['select']]}) | {' | '.join(cells)} | {drawn} |")
     return "\n".join([*lines, "", "ours / the paper's, on MSVD"]) + "\n"
 
 
 def format_score(scores: dict[str, float] | None, metric: str) -> str:
-    return "not yet run" if scores is None else f"{scores[metric]:.4f}"
+    """Without Java there is no METEOR."""
+    if scores is None:
+        return "not yet run"
+    return f"{scores[metric]:.4f}" if metric in scores else "no Java"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -418,13 +423,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(12, 1.6 + 0.6 * len(rows)), layout="constrained", sharey=True)
     for axes, (metric, title) in zip(panels, METRICS.items(), strict=True):
         for place, row in enumerate(rows):
-            axes.barh(place, row["scores"][metric], height=0.6, color="#4c78a8", label="" if place else "ours")
+            axes.barh(place, row["scores"].get(metric, 0), height=0.6, color="#4c78a8", label="" if place else "ours")
             axes.plot([row["paper"][metric]] * 2, [place - 0.4, place + 0.4], color="#e45756", linewidth=3,
                       label="" if place else "paper (MSVD, its own encoders)")  # fmt: skip
         axes.set_title(title)
         axes.set_xlim(left=0)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(rows)), [f"{row['row']}\nby {row['select']}" for row in rows])
+    panels[0].set_yticks(range(len(rows)), [f"{row['row']}\nby {SELECTED_BY[row['select']]}" for row in rows])
     panels[0].invert_yaxis()
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)

@@ -1,5 +1,6 @@
 """What several test files share: a packed data set of the demo's motions, small enough to make in seconds."""
 
+import json
 import os
 from pathlib import Path
 
@@ -12,10 +13,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["RAY_ADDRESS"] = "local"  # a Ray of our own, also beside one that runs on this machine
 
-from packing import packing_job
+from packing import SCENES, packing_job
 
 from jobs import make_shards
-from jobs.demo_videos import MOTIONS, draw_motion, write_video
+from jobs.demo_videos import (
+    COLOURS,
+    DIRECTIONS,
+    MOTIONS,
+    SHAPES,
+    SIZE,
+    draw_motion,
+    draw_scene,
+    sentences,
+    write_video,
+)
+from shards.sources import Msvd
+from shards.video import Packing
 
 # No test is a timed one: a busy machine may take as long as it likes.
 settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -48,3 +61,26 @@ def shards(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One storage for all runs, as creating MLflow's database takes seconds."""
     return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed captioned data set of the demo's scenes: three captions a video."""
+    folder = tmp_path_factory.mktemp("scenes")
+    (folder / "videos").mkdir()
+    for split, count in SCENES.items():
+        listed = []
+        for number in range(count):
+            rng = np.random.default_rng([number, count])
+            first, second = map(str, rng.permutation(list(DIRECTIONS))[:2])
+            about = (str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), first, second)
+            name = f"{split}{number}_0_1.avi"
+            write_video(folder / "videos" / name, draw_scene(*about, rng))
+            listed.append({"id": name, "caption": sentences(*about)})
+        (folder / f"{split}.json").write_text(json.dumps(listed))
+    lists = [folder / f"{split}.json" for split in SCENES]
+    source = Msvd(videos=folder / "videos", train=lists[0], val=lists[1], test=lists[2])
+    packing = Packing(width=SIZE, height=SIZE)
+    out = str(folder / "shards")
+    make_shards.main(make_shards.MakeShards(source=source, out=out, packing=packing, videos_per_shard=5, workers=0))
+    return folder / "shards"

@@ -8,6 +8,8 @@ from shards.flow import FlowMethod
 from shards.sources import Folder
 from shards.video import Packing
 
+SCENES = {"train": 12, "val": 4, "test": 5}  # captioned videos of each split
+
 
 def packing_job(
     videos: Path, out: str | Path, workers: int = 0, flow: FlowMethod = "none", **options

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow import MlflowClient
+from packing import SCENES as SPLITS
 from ranks import losses as losses_told
 from ranks import told, train_on
 from test_survival import worker_job
@@ -30,7 +31,6 @@ from jobs import caption, encode, evaluate, make_shards, train
 from jobs.caption_recipes import CaptionRecipe
 from jobs.caption_scores import caption_scores
 from jobs.captioning import OtherTask, load_captioner, prepare
-from jobs.demo_videos import COLOURS, DIRECTIONS, SHAPES, SIZE, draw_scene, sentences, write_video
 from jobs.encoding import WEIGHTS, BadEncoder, EncoderConfig, encoder_of
 from jobs.training import train_worker
 from shards.captions import train_captions
@@ -40,7 +40,6 @@ from shards.sources import Msvd
 from shards.store import BadShards
 from shards.video import Packing
 
-SPLITS = {"train": 12, "val": 4, "test": 5}
 SMALL = CaptionRecipe(
     encoder=EncoderConfig(segments=3),
     decoder=DecoderConfig(hidden=12, embedding=8, attention=6, dropout=0.3),
@@ -50,29 +49,6 @@ SMALL = CaptionRecipe(
     val_every=3,
     beam=2,
 )
-
-
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A packed captioned data set of the demo's scenes: three captions a video."""
-    folder = tmp_path_factory.mktemp("scenes")
-    (folder / "videos").mkdir()
-    for split, count in SPLITS.items():
-        listed = []
-        for number in range(count):
-            rng = np.random.default_rng([number, count])
-            first, second = map(str, rng.permutation(list(DIRECTIONS))[:2])
-            about = (str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), first, second)
-            name = f"{split}{number}_0_1.avi"
-            write_video(folder / "videos" / name, draw_scene(*about, rng))
-            listed.append({"id": name, "caption": sentences(*about)})
-        (folder / f"{split}.json").write_text(json.dumps(listed))
-    lists = [folder / f"{split}.json" for split in SPLITS]
-    source = Msvd(videos=folder / "videos", train=lists[0], val=lists[1], test=lists[2])
-    packing = Packing(width=SIZE, height=SIZE)
-    out = str(folder / "shards")
-    make_shards.main(make_shards.MakeShards(source=source, out=out, packing=packing, videos_per_shard=5, workers=0))
-    return folder / "shards"
 
 
 @pytest.fixture(scope="module")
