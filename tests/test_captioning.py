@@ -259,6 +259,22 @@ def test_an_encoding_that_was_interrupted_goes_on(vectors, scenes, recogniser, t
         assert path.read_bytes() == (tmp_path / "broken" / path.name).read_bytes()
 
 
+def test_an_encoder_may_be_a_run_of_mlflow(scenes, vectors, recogniser, storage, tmp_path):
+    identity = RunFolder(recogniser).identity()
+    assert identity is not None
+    source = f"runs:/{identity.mlflow_run_id}"
+    job = encode.Encode(
+        shards=str(scenes), out=str(tmp_path / "vectors"), storage=str(storage), workers=0,
+        encoder=EncoderConfig(segments=3, frame=source, states=source),
+    )  # fmt: skip
+    assert encode.main(job) == 0
+    found, wanted = (Index(place, "train").info.encoder for place in (tmp_path / "vectors", vectors))
+    assert found is not None
+    assert wanted is not None
+    assert found["digest"] == wanted["digest"]
+    assert [part["source"] for part in found["parts"]] == [source, source]
+
+
 # Captions
 
 

@@ -260,7 +260,7 @@ def drawn_set(data, stored, tmp_path):
     return Index(folder / "vectors", "train"), videos, by_key
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_data_set_gives_the_same_pairs_to_any_workers_and_after_any_interruption(stored, tmp_path, data):
     """Random numbers of videos, captions, shards, lanes, workers, threads, epochs and seeds, beside the definition."""
@@ -407,7 +407,7 @@ def test_the_batches_are_the_same_whatever_part_of_the_bytes_is_in_memory(share,
 # Evaluation
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_evaluation_of_any_data_set_by_any_workers_shows_each_video_once(stored, tmp_path, data):
     index, videos, counts = drawn_set(data, stored, tmp_path)

@@ -82,6 +82,7 @@ def test_what_a_worker_refuses_reaches_the_caller_as_it_was_raised(shards, stora
         run_train(copy, storage, "damaged", on=Workers(workers=2))
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_run_cleanly_and_the_same_command_goes_on(shards, storage):
     command = [
         sys.executable, "-m", "jobs.train", "demo", "--shards", str(shards), "--storage", str(storage), "--name", "stopped",

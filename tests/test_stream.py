@@ -131,7 +131,7 @@ def stored(tmp_path_factory):
     return listed
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_data_set_gives_the_same_pixels_to_any_workers_and_after_any_interruption(stored, tmp_path, data):
     """Random numbers of samples, shards, lanes, workers, threads, epochs and seeds, beside the definition."""

@@ -134,7 +134,7 @@ def test_a_search_that_was_killed_goes_on(scenes, recogniser, tmp_path):
     """SIGKILL for the driver and all that it started, once the first training has a checkpoint; then the same command."""
     command = [
         sys.executable, "-m", "jobs.table2", "--shards", str(scenes), "--storage", str(tmp_path / "runs"), "--states", recogniser,
-        "--rows", "states", "--samples", "2", "--hidden", "8", "12", "--embedding", "6", "--segments", "2", "--num-steps", "300",
+        "--rows", "states", "--samples", "2", "--hidden", "8", "12", "--embedding", "6", "--segments", "2", "--num-steps", "150",
         "--val-every", "10", "--global-batch", "8", "--optimizer", "adam", "--learning-rate", "0.01", "--weight-decay", "0",
         "--json", str(tmp_path / "table.json"),
     ]  # fmt: skip
@@ -153,7 +153,7 @@ def test_a_search_that_was_killed_goes_on(scenes, recogniser, tmp_path):
     [row] = [row for row in json.loads((tmp_path / "table.json").read_text())["rows"] if row["scores"]]
     assert len(row["trials"]) == 2
     for run, before in zip(folders, identities, strict=True):
-        assert (run.result() or {})["steps"] == 300
+        assert (run.result() or {})["steps"] == 150
         if before is not None:
             assert run.identity() == before
     assert began
