@@ -14,9 +14,10 @@ B samples, K segments of a video, R frames that are read of each, D a vector's l
 
 import io
 import json
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from tokenize import TokenError
 from typing import Any
 
@@ -35,6 +36,9 @@ from shards.store import BadShards, FolderStore, Store
 from shards.stream import Reading, Source, batched, keep_freed_memory, lane_numbers, read_video, shards_held
 from shards.threads import ahead, ordered_map
 from shards.video import BadVideo, read_frames
+
+# NumPy reads a header by Python's parser, of which two threads at once can raise SystemError in Python 3.11.
+PARSING = threading.Lock()
 
 Batches = Generator[tuple[tuple[int, int], "CaptionBatch"], None, None]
 
@@ -289,10 +293,32 @@ def read_vectors(data: bytes, shape: tuple[int, int]) -> np.ndarray:
 
     Nothing is allocated for what the header may promise, and nothing unpickled.
     """
+    start = header_of(shape)
+    if data.startswith(start) and len(data) == len(start) + 4 * shape[0] * shape[1]:
+        offset = len(start)
+    else:
+        offset = checked_offset(data, shape)
+    vectors = np.frombuffer(data, "<f4", offset=offset).reshape(shape)
+    if not np.isfinite(vectors).all():
+        raise BadVectors("vectors that are not finite numbers")
+    return vectors
+
+
+@lru_cache(maxsize=64)
+def header_of(shape: tuple[int, int]) -> bytes:
+    """What np.save writes before float32 of that shape."""
+    file = io.BytesIO()
+    npy.write_array_header_1_0(file, {"shape": shape, "fortran_order": False, "descr": "<f4"})
+    return file.getvalue()
+
+
+def checked_offset(data: bytes, shape: tuple[int, int]) -> int:
+    """Where the numbers of a KEY.npy begin, whose header another version of NumPy may have written. Raises BadVectors."""
     file = io.BytesIO(data)
     try:
         version = npy.read_magic(file)
-        header = npy.read_array_header_1_0(file) if version == (1, 0) else None
+        with PARSING:
+            header = npy.read_array_header_1_0(file) if version == (1, 0) else None
     except (ValueError, SyntaxError, TokenError, RecursionError, MemoryError) as error:
         raise BadVectors(f"not a NumPy array ({str(error).splitlines()[0][:100]})") from None
     if header is None:
@@ -303,10 +329,7 @@ def read_vectors(data: bytes, shape: tuple[int, int]) -> np.ndarray:
         raise BadVectors(f"an array {found} of {dtype}{order}: wanted {shape} of float32")
     if len(data) - file.tell() != 4 * shape[0] * shape[1]:
         raise BadVectors(f"{len(data) - file.tell():,} bytes behind its header: wanted {4 * shape[0] * shape[1]:,}")
-    vectors = np.frombuffer(data, "<f4", offset=file.tell()).reshape(shape)
-    if not np.isfinite(vectors).all():
-        raise BadVectors("vectors that are not finite numbers")
-    return vectors
+    return file.tell()
 
 
 def collate(group: Sequence[dict[str, Any]]) -> CaptionBatch:

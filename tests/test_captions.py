@@ -564,6 +564,27 @@ def test_vectors_that_no_such_encoder_gives_are_named_with_shard_key_and_offset(
 GOOD = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
+def test_vectors_as_they_are_written_are_read_without_pythons_parser(monkeypatch):
+    """Which is not safe in threads that decode side by side (SystemError, in Python 3.11)."""
+    from shards import captions
+
+    def fails(*_):
+        raise SystemError("AST constructor recursion depth mismatch")
+
+    monkeypatch.setattr(captions.npy, "read_array_header_1_0", fails)
+    for shape in ((1, 1), (4, 3), (28, 2432), (7, 100_000)):
+        values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        np.testing.assert_array_equal(read_vectors(npy_of(values), shape), values)
+
+
+def test_vectors_whose_header_is_padded_otherwise_are_read_too():
+    data = npy_of(GOOD)
+    longer = (
+        data[:8] + (len(data) - 48 - 10 + 64).to_bytes(2, "little") + data[10:-48].rstrip(b"\n") + b" " * 64 + b"\n"
+    )
+    np.testing.assert_array_equal(read_vectors(longer + data[-48:], (4, 3)), GOOD)
+
+
 class Dangerous:
     def __reduce__(self):
         return pytest.fail, ("a pickle was read",)
