@@ -7,45 +7,24 @@
 The driver opens the run before any worker starts, so that a tracking server that is away then is found out at once. Later a
 server may be away as long as it likes: training goes on, and what is to be told waits, in order, also beyond the end of the
 process (`python -m jobs.sync_mlflow`). Nothing is told twice: an entry that is sent again has the time of its first sending,
-by which MLflow knows it; and what steps have told that a restart repeats is left out. Without MLFLOW_TRACKING_URI the runs
-are in an sqlite file in the storage folder.
+by which MLflow knows it; and what steps have told that a restart repeats is left out.
 """
 
 import json
-import logging
-import os
-import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from cluster.checkpoint import FROZEN, Checkpoint
-from cluster.runs import RunFolder, export_best
-from shards.store import BadShards, NoFile, absolute_url
+from cluster.runs import RunFolder
+from cluster.sending import Entry, Sender, first_line, is_passing
+from cluster.tracking import NoTracking
+from shards.store import BadShards, NoFile
 
-# MLflow's own client would try for minutes; here what fails is sent again. A server may take long over a large file, once
-# it has it, to put it into its own store.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # at each end of a run
-# A new database is told of line by line otherwise, and so is each attempt at a server that is away.
-for name in ("mlflow", "alembic"):
-    logging.getLogger(name).setLevel(logging.WARNING)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-
-CONNECT_SECONDS = 5.0
 CLOSE_SECONDS = 30.0  # at the end of a run, for a server that does not answer
 BUSY_SECONDS = 300.0  # and for one that does, but has much to take
 STORE_SECONDS = 120.0  # and for the run's folder
@@ -58,92 +37,6 @@ KINDS = {
     SMALL: ("metrics", "event", "end"),
     FILES: ("text", "table", "files", "checkpoint"),
 }  # of entries, a thread each
-LONGEST_TAG = 5000  # characters MLflow stores
-LONGEST_PARAMETER = 6000  # characters MLflow stores
-
-
-class NoTracking(OSError):
-    """The MLflow server cannot be reached."""
-
-
-def tracking_uri(storage: str | Path) -> str:
-    """MLFLOW_TRACKING_URI, or an sqlite file in the storage folder. Raises NoTracking for an object store without the former."""
-    uri, place = os.environ.get("MLFLOW_TRACKING_URI"), absolute_url(storage)
-    if not uri and "://" in place:
-        raise NoTracking(
-            f"{place}: MLflow's database cannot lie in an object store; start a server (mlflow server), and name it by "
-            "MLFLOW_TRACKING_URI"
-        )
-    return uri or f"sqlite:///{place}/mlflow.db"
-
-
-def ui_command(uri: str) -> str:
-    """The line that shows the runs in a browser."""
-    if uri.startswith("sqlite:"):
-        return f"mlflow ui --backend-store-uri {uri}  (then http://127.0.0.1:5000)"
-    return f"open {uri}"
-
-
-def open_run(
-    uri: str,
-    storage: str | Path,
-    experiment: str,
-    name: str,
-    run_id: str | None,
-    parameters: Mapping[str, Any],
-    tags: Mapping[str, str],
-) -> str:
-    """The id of the run: `run_id` set running again, or a new run with these parameters and tags.
-
-    Raises NoTracking if the server does not answer, ValueError if `run_id` is not there.
-    """
-    check_reachable(uri)
-    if uri.startswith("sqlite:"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(uri)
-    if run_id is not None:
-        try:
-            client.update_run(run_id, status="RUNNING")
-        except MlflowException as error:
-            raise ValueError(
-                f"MLflow at {uri} has no run {run_id} ({error.message}); use the server that it began on"
-            ) from None
-        return run_id
-    run = client.create_run(experiment_of(uri, storage, experiment), run_name=name)
-    client.log_batch(
-        run.info.run_id,
-        params=[Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in parameters.items()],
-        tags=[RunTag(key, value) for key, value in tags.items()],
-    )
-    return run.info.run_id
-
-
-def experiment_of(uri: str, storage: str | Path, name: str) -> str:
-    """The id of an experiment, which is begun if there is none of that name; not to be begun by several processes at once."""
-    client = MlflowClient(uri)
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return found.experiment_id
-    # A local database would put artifacts into the working directory.
-    place = (Path(absolute_url(storage)) / "mlflow-artifacts").as_uri() if uri.startswith("sqlite:") else None
-    return client.create_experiment(name, artifact_location=place)
-
-
-def check_reachable(uri: str, way_out: str = "start it, or unset MLFLOW_TRACKING_URI to track in a file") -> None:
-    """MLflow's own client tries for minutes; a server that is away is to be found out now. Raises NoTracking."""
-    if not uri.startswith("http"):
-        return
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONNECT_SECONDS):
-            pass
-    except urllib.error.HTTPError:
-        pass  # it answered, if only to ask who we are
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise NoTracking(f"no MLflow server at {uri} ({reason}); {way_out}") from None
-
-
-Entry = dict[str, Any]
 
 
 class Report:
@@ -167,7 +60,7 @@ class Report:
         self.kept = read_entries(run) if run else []  # what is in unsent.jsonl
         self.waiting = [entry for entry in self.kept if is_over or entry["kind"] != "end"]
         self.last_steps = self.known_steps() if run else {}
-        self.best_missed = False  # the best model's checkpoint could not be sent, and has no successor that was
+        self.sender = Sender(self.client, uri, run_id, run, lambda line: self.say(line))
         self.changed = threading.Condition()  # of all that follows, and of what waits
         self.keep_now = self.is_closed = False
         self.away: set[str] = set()  # SMALL or FILES, where the last attempt had no answer
@@ -280,7 +173,7 @@ class Report:
         away_since, pause = None, FIRST_PAUSE_SECONDS
         while (entry := self.next_entry(what)) is not None:
             try:
-                self.send(entry)
+                self.sender.send(entry)
             except Exception as error:
                 if is_passing(error):
                     if away_since is None:
@@ -325,85 +218,6 @@ class Report:
             self.taken_at = time.monotonic()
             self.changed.notify_all()
 
-    def send(self, entry: Entry) -> None:
-        match entry["kind"]:
-            case "metrics":
-                self.client.log_batch(
-                    self.run_id,
-                    metrics=[
-                        Metric(key, value, entry["milliseconds"], entry["step"])
-                        for key, value in entry["values"].items()
-                    ],
-                    synchronous=True,
-                )
-            case "event":
-                self.send_event(entry)
-            case "text":
-                self.client.log_text(self.run_id, entry["content"], entry["name"])
-            case "table":
-                self.send_table(entry)
-            case "files":
-                self.client.log_artifacts(self.run_id, entry["folder"], entry["name"])
-            case "checkpoint":
-                self.send_checkpoint(entry)
-            case "end":
-                self.client.set_terminated(self.run_id, entry["status"], entry["milliseconds"])
-
-    def send_table(self, entry: Entry) -> None:
-        """As MlflowClient.log_table does it, but for adding to what is there: what is sent twice must not be there twice."""
-        self.client.log_text(self.run_id, entry["content"], entry["name"])
-        tags = self.client.get_run(self.run_id).data.tags
-        known = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-        about = {"path": entry["name"], "type": "table"}
-        if about not in known:
-            self.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, about]), synchronous=True)
-
-    def send_event(self, entry: Entry) -> None:
-        when = datetime.fromtimestamp(entry["milliseconds"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        text = f"{when}, step {entry['step']:,}: {entry['text']}"[:LONGEST_TAG]
-        tags = self.client.get_run(self.run_id).data.tags
-        events = [value for key, value in tags.items() if key.startswith("event.")]
-        if text not in events:  # sent before, and the answer was lost
-            self.client.log_batch(
-                self.run_id,
-                metrics=[Metric("run/events", len(events) + 1.0, entry["milliseconds"], entry["step"])],
-                tags=[RunTag(f"event.{len(events) + 1:04}", text)],
-                synchronous=True,
-            )
-
-    def send_checkpoint(self, entry: Entry) -> None:
-        assert self.run is not None
-        checkpoint = Checkpoint(self.run.store, entry["name"])
-        logged = sorted(file.path for file in self.client.list_artifacts(self.run_id, "checkpoints"))
-        new_best = entry["new_best"] or self.best_missed
-        with TemporaryDirectory(prefix="grurcn-report-") as name:
-            folder = Path(name)
-            try:
-                checkpoint.copy_to(folder / "checkpoints", with_shared=f"checkpoints/{FROZEN}" not in logged)
-                if new_best:
-                    export_best(checkpoint, folder / "best")
-            except BadShards:  # the store is away
-                raise
-            except ValueError as error:  # damaged, or gone: a newer one has taken its place while MLflow was away
-                self.best_missed = new_best
-                self.say(f"warning: {checkpoint.url} was not sent to MLflow: {error}")
-                return
-            self.client.log_artifacts(self.run_id, str(folder))
-        self.best_missed = False
-        there = sorted({f"checkpoints/{entry['name']}", *(path for path in logged if not path.endswith(FROZEN))})
-        self.delete_artifacts(there[: -entry["keep"]])
-
-    def delete_artifacts(self, paths: Sequence[str]) -> None:
-        """What stays, for whatever reason, goes with the next checkpoint; nothing is sent again for it."""
-        try:
-            place = self.client.get_run(self.run_id).info.artifact_uri
-            assert place is not None
-            repository = get_artifact_repository(place, tracking_uri=self.uri)
-            for path in paths:
-                repository.delete_artifacts(path)
-        except Exception as error:
-            self.say(f"warning: older checkpoints stay in MLflow at {self.uri}: {first_line(error)}")
-
     # In the thread that keeps
 
     def keep_all(self) -> None:
@@ -441,58 +255,3 @@ def read_entries(run: RunFolder) -> list[Entry]:
 def now() -> int:
     """Milliseconds since 1970, as MLflow counts."""
     return round(time.time() * 1000)
-
-
-def is_passing(error: Exception) -> bool:
-    """Whether the same may be taken later: by a server that is away or overloaded, a database that is locked, with a new
-    token, or by the database that has the run, where a server was started on another one."""
-    if isinstance(error, MlflowException):
-        status = error.get_http_status_code()
-    elif isinstance(error, OSError | BadShards):
-        status = getattr(getattr(error, "response", None), "status_code", 500)  # of an artifact's upload
-    else:
-        return False
-    return status >= 500 or status in (401, 404, 408, 409, 429)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def download_best(uri: str, run_id: str, folder: Path) -> Path:
-    """Downloads a run's best model into `folder`, and gives back where it lies: a checkpoint as cluster.runs.load_best reads it.
-
-    Raises NoTracking if the server does not answer, ValueError if there is no such run, or it has no best model yet.
-    """
-    check_reachable(uri)
-    client = MlflowClient(uri)
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        raise ValueError(
-            f"MLflow at {uri} has no run {run_id} ({error.message}); set MLFLOW_TRACKING_URI to the server that has it"
-        ) from None
-    if not client.list_artifacts(run_id, "best"):
-        raise ValueError(
-            f"MLflow run {run_id} at {uri} has no best model: nothing was validated in it yet; wait, or name another run"
-        )
-    return Path(client.download_artifacts(run_id, "best", str(folder)))
-
-
-def git_commit(folder: Path) -> str:
-    """The commit of the code that runs, with "+changes" if it has any.
-
-    Code that was uploaded by `ray job submit` is no clone: GRURCN_COMMIT tells its commit, else it is "unknown".
-    """
-    if "GRURCN_COMMIT" in os.environ:
-        return os.environ["GRURCN_COMMIT"]
-    try:
-        commit = git(folder, "rev-parse", "HEAD")
-        return f"{commit}+changes" if git(folder, "status", "--porcelain") else commit
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def git(folder: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()

@@ -29,8 +29,9 @@ from cluster.agree import all_rows
 from cluster.engine import autocast
 from cluster.launch import News, Workers, run_workers
 from cluster.progress import Bar, duration
-from cluster.report import Report, check_reachable
+from cluster.report import Report
 from cluster.runs import Model, load_best
+from cluster.tracking import check_reachable
 from grurcn.beam import beam_search
 from jobs.caption_scores import METRICS, CaptionScores, caption_scores, check_installed
 from jobs.captioning import CAPTION_TABLE, Trained, as_table, check_task, load_captioner, segments_of

@@ -14,9 +14,9 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor, nn
 
 from cluster.agree import all_rows
-from cluster.checkpoint import whole_weights
 from cluster.engine import autocast
 from cluster.runs import Model, load_best
+from cluster.state import whole_weights
 from grurcn.beam import beam_search
 from grurcn.caption import Captioner
 from grurcn.decoder import PADDING, caption_loss

@@ -26,8 +26,8 @@ from rich.table import Table
 from cluster.connect import start_ray
 from cluster.launch import Workers
 from cluster.progress import Bar, duration
-from cluster.report import tracking_uri, ui_command
 from cluster.runs import write_json
+from cluster.tracking import tracking_uri, ui_command
 from jobs import demo_caption, evaluate, make_shards, train
 from jobs.command import command_line, finish, run_command
 from jobs.demo_videos import MOTIONS, SIZE, draw_motion, write_video

@@ -29,8 +29,8 @@ from rich.table import Table
 from cluster.connect import start_ray
 from cluster.launch import Workers
 from cluster.progress import Bar, duration
-from cluster.report import tracking_uri, ui_command
 from cluster.runs import write_json
+from cluster.tracking import tracking_uri, ui_command
 from jobs import caption, encode, evaluate, make_shards, train
 from jobs.caption_recipes import caption_small
 from jobs.command import finish

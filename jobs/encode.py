@@ -26,7 +26,7 @@ from cluster.checkpoint import read_tensors, write_tensors
 from cluster.connect import start_ray
 from cluster.engine import autocast, resolve_precision
 from cluster.progress import Bar, duration
-from cluster.report import tracking_uri
+from cluster.tracking import tracking_uri
 from grurcn.encoder import Encoder
 from jobs.captioning import segments_of
 from jobs.command import command_line, finish, run_command

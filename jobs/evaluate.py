@@ -27,8 +27,9 @@ from cluster.agree import all_rows
 from cluster.engine import autocast
 from cluster.launch import News, Workers, run_workers
 from cluster.progress import Bar, duration
-from cluster.report import Report, check_reachable
+from cluster.report import Report
 from cluster.runs import Model, load_best
+from cluster.tracking import check_reachable
 from grurcn.c3d import C3D
 from grurcn.loss import Tally
 from grurcn.model import GRURCN, build_model, log_mean_vote

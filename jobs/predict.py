@@ -32,8 +32,8 @@ import tyro
 
 from cluster.engine import autocast
 from cluster.progress import Bar, duration
-from cluster.report import tracking_uri
 from cluster.runs import Model
+from cluster.tracking import tracking_uri
 from grurcn.beam import beam_search
 from grurcn.decoder import END, PADDING
 from jobs.attention import Attended, attention_sheet

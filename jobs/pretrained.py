@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cluster.report import download_best
 from cluster.runs import Model, load_best
+from cluster.tracking import download_best
 from grurcn import mobilenet, vgg
 from grurcn.model import ModelConfig, TrunkName
 from grurcn.trunk import BadWeights

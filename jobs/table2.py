@@ -30,8 +30,8 @@ from ray import tune
 
 from cluster.connect import start_ray
 from cluster.launch import Workers
-from cluster.report import check_reachable, experiment_of, tracking_uri
 from cluster.runs import RunFolder, read_json, write_json
+from cluster.tracking import check_reachable, experiment_of, tracking_uri
 from grurcn.model import TrunkName
 from jobs import caption, encode, train
 from jobs.caption_recipes import CaptionRecipe, Select

@@ -29,8 +29,10 @@ import tyro
 
 from cluster.launch import News, Workers, run_workers
 from cluster.progress import Bar, duration
-from cluster.report import Report, git_commit, open_run, tracking_uri, ui_command
+from cluster.provenance import git_commit
+from cluster.report import Report
 from cluster.runs import Identity, OtherRun, RunFolder
+from cluster.tracking import open_run, tracking_uri, ui_command
 from jobs import captioning, recognition
 from jobs.caption_recipes import CAPTION_RECIPES, CaptionRecipe
 from jobs.captioning import CAPTION_TABLE

@@ -15,10 +15,12 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor, nn
 
 from cluster.agree import Agreement
-from cluster.checkpoint import Checkpoint, read_state
+from cluster.checkpoint import Checkpoint
 from cluster.engine import loss_scale, set_learning_rate, start_engine
 from cluster.progress import duration
-from cluster.runs import RunFolder, Saver
+from cluster.runs import RunFolder
+from cluster.saver import Saver
+from cluster.state import read_state
 from grurcn.optim import build_optimizer, learning_rate
 from jobs.caption_recipes import CaptionRecipe
 from jobs.captioning import Captioning

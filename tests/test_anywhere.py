@@ -18,8 +18,8 @@ from servers import KEYS, RangeServer, environment, first, gs_server, hang_up, s
 from test_train import ROOT, losses, run_train
 from test_train import job as train_job
 
-from cluster.report import NoTracking, tracking_uri
 from cluster.runs import load_best
+from cluster.tracking import NoTracking, tracking_uri
 from jobs import evaluate, make_shards, train
 from shards import store as store_module
 from shards.clips import ClipConfig

@@ -11,8 +11,9 @@ from torch import nn
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.multiprocessing.spawn import start_processes
 
-from cluster.checkpoint import Checkpoint, read_state, take_snapshot, write_frozen, write_snapshot
+from cluster.checkpoint import Checkpoint, write_frozen, write_snapshot
 from cluster.engine import loss_scale, set_learning_rate, start_engine
+from cluster.state import read_state, take_snapshot
 
 CPU = torch.device("cpu")
 STAGES = pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])

@@ -29,6 +29,8 @@ ALLOWED_IN = {
     "cluster/checkpoint.py": {"shards.store"},  # runs lie in stores too
     "cluster/runs.py": {"shards.store"},
     "cluster/report.py": {"shards.store"},
+    "cluster/sending.py": {"shards.store"},
+    "cluster/tracking.py": {"shards.store"},
     "jobs/attention.py": {"PIL"},
     "jobs/preview.py": {"PIL"},
     "jobs/caption_scores.py": {"pycocoevalcap"},

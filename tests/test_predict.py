@@ -20,8 +20,10 @@ from packing import packing_job
 from PIL import Image
 
 from cluster.checkpoint import Snapshot
-from cluster.report import Report, open_run, tracking_uri
-from cluster.runs import RunFolder, Saver
+from cluster.report import Report
+from cluster.runs import RunFolder
+from cluster.saver import Saver
+from cluster.tracking import open_run, tracking_uri
 from grurcn.beam import Captions, beam_search
 from grurcn.decoder import END, PADDING, DecoderConfig
 from grurcn.encoder import PartConfig

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from cluster.checkpoint import Snapshot
-from cluster.report import NoTracking, Report, download_best, open_run, tracking_uri
-from cluster.runs import RunFolder, Saver, load_best
+from cluster.report import Report
+from cluster.runs import RunFolder, load_best
+from cluster.saver import Saver
+from cluster.tracking import NoTracking, download_best, open_run, tracking_uri
 from grurcn import weights as weight_files
 from grurcn.mobilenet import MobileNetV2
 from grurcn.model import ModelConfig, build_model

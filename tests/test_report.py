@@ -12,8 +12,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2 as codes
 
 from cluster import report
-from cluster.report import UNSENT, NoTracking, Report, is_passing, read_entries
+from cluster.report import UNSENT, Report, read_entries
 from cluster.runs import RunFolder
+from cluster.sending import is_passing
+from cluster.tracking import NoTracking
 from shards.store import BadShards
 
 AWAY = MlflowException("connection refused")

@@ -14,8 +14,10 @@ from s3fs import S3FileSystem
 from servers import s3_server
 from test_checkpoint import tiny_engine, tiny_model, train
 
-from cluster.checkpoint import Checkpoint, read_state
-from cluster.runs import Identity, RunFolder, Saver, export_best, load_best
+from cluster.checkpoint import Checkpoint
+from cluster.runs import Identity, RunFolder, export_best, load_best
+from cluster.saver import Saver
+from cluster.state import read_state
 from shards import store as stores
 from shards.store import BadShards, FolderStore, NoFile
 

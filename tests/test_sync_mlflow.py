@@ -22,8 +22,10 @@ from servers import s3_server
 from test_train import ROOT, TINY, job
 
 from cluster import report
-from cluster.report import UNSENT, Report, open_run, read_entries, tracking_uri
+from cluster.report import UNSENT, Report, read_entries
 from cluster.runs import Identity, RunFolder, load_best
+from cluster.sending import Sender
+from cluster.tracking import open_run, tracking_uri
 from jobs import sync_mlflow, train
 from jobs.command import run_command
 from jobs.sync_mlflow import SyncMlflow
@@ -336,7 +338,7 @@ def leave_entries(run: RunFolder, identity: Identity, monkeypatch) -> None:
     """As a process leaves them that could not send them, nor told how it ended."""
     with monkeypatch.context() as patch:
         patch.setattr(report, "CLOSE_SECONDS", 0.1)
-        patch.setattr(Report, "send", lambda *_: (_ for _ in ()).throw(ConnectionRefusedError()))
+        patch.setattr(Sender, "send", lambda *_: (_ for _ in ()).throw(ConnectionRefusedError()))
         with Report(identity.tracking_uri, identity.mlflow_run_id, run, lambda _: None) as to:
             to.metrics(1, {"train/loss": 0.5})
             to.event(1, "ended: Diverged")

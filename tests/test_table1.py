@@ -11,8 +11,8 @@ import torch
 from mlflow import MlflowClient
 from packing import packing_job
 
-from cluster.report import tracking_uri
 from cluster.runs import OtherRun
+from cluster.tracking import tracking_uri
 from grurcn.mobilenet import MobileNetV2
 from grurcn.trunk import BadWeights
 from jobs import make_shards

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from test_train import ROOT, TINY, run_train
 
-from cluster.report import tracking_uri
 from cluster.runs import RunFolder
+from cluster.tracking import tracking_uri
 from jobs.caption_recipes import caption as caption_recipe
 from jobs.table2 import METRICS, ROWS, Changes, Table2, draws_of, main, markdown, recipe_of, table_row
 from shards.store import BadShards

@@ -14,8 +14,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from cluster.report import NoTracking, tracking_uri
 from cluster.runs import OtherRun, RunFolder, load_best
+from cluster.tracking import NoTracking, tracking_uri
 from grurcn.model import ModelConfig
 from grurcn.optim import OptimConfig
 from grurcn.trunk import BadWeights

@@ -1,0 +1,125 @@
+"""Entries of a report -> MLflow. What is sent twice, as an answer was lost, is there once."""
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+from cluster.checkpoint import FROZEN, Checkpoint
+from cluster.runs import RunFolder, export_best
+from shards.store import BadShards
+
+LONGEST_TAG = 5000  # characters MLflow stores
+
+Entry = dict[str, Any]
+
+
+class Sender:
+    """Sends the entries of one run."""
+
+    def __init__(self, client: MlflowClient, uri: str, run_id: str, run: RunFolder | None, say: Callable[[str], None]):
+        self.client, self.uri, self.run_id, self.run, self.say = client, uri, run_id, run, say
+        self.best_missed = False  # the best model's checkpoint could not be sent, and has no successor that was
+
+    def send(self, entry: Entry) -> None:
+        match entry["kind"]:
+            case "metrics":
+                self.client.log_batch(
+                    self.run_id,
+                    metrics=[
+                        Metric(key, value, entry["milliseconds"], entry["step"])
+                        for key, value in entry["values"].items()
+                    ],
+                    synchronous=True,
+                )
+            case "event":
+                self.send_event(entry)
+            case "text":
+                self.client.log_text(self.run_id, entry["content"], entry["name"])
+            case "table":
+                self.send_table(entry)
+            case "files":
+                self.client.log_artifacts(self.run_id, entry["folder"], entry["name"])
+            case "checkpoint":
+                self.send_checkpoint(entry)
+            case "end":
+                self.client.set_terminated(self.run_id, entry["status"], entry["milliseconds"])
+
+    def send_table(self, entry: Entry) -> None:
+        """As MlflowClient.log_table does it, but for adding to what is there: what is sent twice must not be there twice."""
+        self.client.log_text(self.run_id, entry["content"], entry["name"])
+        tags = self.client.get_run(self.run_id).data.tags
+        known = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        about = {"path": entry["name"], "type": "table"}
+        if about not in known:
+            self.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, about]), synchronous=True)
+
+    def send_event(self, entry: Entry) -> None:
+        when = datetime.fromtimestamp(entry["milliseconds"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        text = f"{when}, step {entry['step']:,}: {entry['text']}"[:LONGEST_TAG]
+        tags = self.client.get_run(self.run_id).data.tags
+        events = [value for key, value in tags.items() if key.startswith("event.")]
+        if text not in events:  # sent before, and the answer was lost
+            self.client.log_batch(
+                self.run_id,
+                metrics=[Metric("run/events", len(events) + 1.0, entry["milliseconds"], entry["step"])],
+                tags=[RunTag(f"event.{len(events) + 1:04}", text)],
+                synchronous=True,
+            )
+
+    def send_checkpoint(self, entry: Entry) -> None:
+        assert self.run is not None
+        checkpoint = Checkpoint(self.run.store, entry["name"])
+        logged = sorted(file.path for file in self.client.list_artifacts(self.run_id, "checkpoints"))
+        new_best = entry["new_best"] or self.best_missed
+        with TemporaryDirectory(prefix="grurcn-report-") as name:
+            folder = Path(name)
+            try:
+                checkpoint.copy_to(folder / "checkpoints", with_shared=f"checkpoints/{FROZEN}" not in logged)
+                if new_best:
+                    export_best(checkpoint, folder / "best")
+            except BadShards:  # the store is away
+                raise
+            except ValueError as error:  # damaged, or gone: a newer one has taken its place while MLflow was away
+                self.best_missed = new_best
+                self.say(f"warning: {checkpoint.url} was not sent to MLflow: {error}")
+                return
+            self.client.log_artifacts(self.run_id, str(folder))
+        self.best_missed = False
+        there = sorted({f"checkpoints/{entry['name']}", *(path for path in logged if not path.endswith(FROZEN))})
+        self.delete_artifacts(there[: -entry["keep"]])
+
+    def delete_artifacts(self, paths: Sequence[str]) -> None:
+        """What stays, for whatever reason, goes with the next checkpoint; nothing is sent again for it."""
+        try:
+            place = self.client.get_run(self.run_id).info.artifact_uri
+            assert place is not None
+            repository = get_artifact_repository(place, tracking_uri=self.uri)
+            for path in paths:
+                repository.delete_artifacts(path)
+        except Exception as error:
+            self.say(f"warning: older checkpoints stay in MLflow at {self.uri}: {first_line(error)}")
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether the same may be taken later: by a server that is away or overloaded, a database that is locked, with a new
+    token, or by the database that has the run, where a server was started on another one."""
+    if isinstance(error, MlflowException):
+        status = error.get_http_status_code()
+    elif isinstance(error, OSError | BadShards):
+        status = getattr(getattr(error, "response", None), "status_code", 500)  # of an artifact's upload
+    else:
+        return False
+    return status >= 500 or status in (401, 404, 408, 409, 429)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
