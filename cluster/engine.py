@@ -23,26 +23,11 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from torch import nn
 from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+from cluster.precision import resolve_precision
+
 ZERO_STAGES = (0, 1, 2, 3)
 LOSS_SCALE_START = 2.0**16
 LOSS_SCALE_WINDOW = 2000  # steps without an overflow before the scale doubles; torch's GradScaler uses the same
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """`auto` made concrete for a device: fp32 on a CPU, bf16 on a GPU that has it, fp16 on an older GPU.
-
-    A CPU without bfloat16 instructions runs convolutions in bf16 10 to 60 times slower than in fp32, so a CPU
-    means fp32.
-    Raises ValueError for a name that is not in PRECISIONS.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(f"{precision = } is not known; choose one of {', '.join(PRECISIONS)}")
-    if precision != "auto":
-        return precision
-    if device.type == "cpu":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def deepspeed_config(
@@ -151,12 +136,6 @@ def start_engine(
     if precision == "fp16" and zero_stage > 0:
         _scale_loss_on_all_ranks(engine)
     return engine
-
-
-def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The engine's mixed precision, for a model that runs without an engine."""
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[resolve_precision(precision, device)]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def set_learning_rate(engine: DeepSpeedEngine, rate: float) -> None:

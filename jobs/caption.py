@@ -26,8 +26,8 @@ import torch
 import torch.distributed as dist
 
 from cluster.agree import all_rows
-from cluster.engine import autocast
 from cluster.launch import News, Workers, run_workers
+from cluster.precision import autocast
 from cluster.progress import Bar, duration
 from cluster.report import Report
 from cluster.runs import Model, load_best

@@ -14,7 +14,7 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor, nn
 
 from cluster.agree import all_rows
-from cluster.engine import autocast
+from cluster.precision import autocast
 from cluster.runs import Model, load_best
 from cluster.state import whole_weights
 from grurcn.beam import beam_search
@@ -25,6 +25,7 @@ from grurcn.vocabulary import Vocabulary
 from jobs.caption_recipes import CaptionRecipe
 from jobs.caption_scores import METRICS, caption_scores, check_metrics
 from jobs.encoding import BadEncoder, build_encoder, check_same, encoder_of, read_encoder
+from jobs.recogniser import OtherTask
 from shards.captions import CaptionBatch, Segments, evaluation_captions, read_captions, train_captions
 from shards.foreign import KIND as FOREIGN
 from shards.index import Index, Sample
@@ -38,10 +39,6 @@ SAMPLES_SHOWN = 20  # captions of a validation that go to MLflow
 CAPTION_TABLE = ("video", "caption", "references")  # the columns
 VIDEOS_LOOKED_AT = 256  # to know the sizes of a vector's numbers
 CAPTIONS_AT_ONCE = 256  # of a validation's
-
-
-class OtherTask(ValueError):
-    """A run that has learned something else than is wanted of it."""
 
 
 class Captioning:

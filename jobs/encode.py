@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cluster.checkpoint import read_tensors, write_tensors
 from cluster.connect import start_ray
-from cluster.engine import autocast, resolve_precision
+from cluster.precision import autocast, resolve_precision
 from cluster.progress import Bar, duration
 from cluster.tracking import tracking_uri
 from grurcn.encoder import Encoder

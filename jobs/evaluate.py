@@ -19,28 +19,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from cluster.agree import all_rows
-from cluster.engine import autocast
 from cluster.launch import News, Workers, run_workers
 from cluster.progress import Bar, duration
 from cluster.report import Report
 from cluster.runs import Model, load_best
 from cluster.tracking import check_reachable
-from grurcn.c3d import C3D
 from grurcn.loss import Tally
-from grurcn.model import GRURCN, build_model, log_mean_vote
 from jobs.command import Flat, command_line, finish, run_command
-from jobs.inputs import model_input
 from jobs.recipes import Recipe
+from jobs.recogniser import OtherTask, Recogniser
 from jobs.scores import FILE, Scores, copy_into, write_folder
 from shards.clips import Box, evaluation_views
 from shards.index import Index
 from shards.store import absolute_url
-from shards.stream import ClipBatch, Reading, evaluation_batches
+from shards.stream import Reading, evaluation_batches
 
 
 class OtherData(ValueError):
@@ -107,7 +102,7 @@ def main(job: Evaluate) -> int:
 def check(job: Evaluate, model: Model, index: Index) -> list[tuple[Box, bool]]:
     """The views, once it is sure that the model and the data fit. Raises OtherData, BadShards or ValueError."""
     if "classes" not in model.meta:
-        raise OtherData(
+        raise OtherTask(
             f"{job.run}: a run of captioning, which knows no classes; its captions are scored by python -m jobs.caption"
         )
     index.check_videos()
@@ -124,17 +119,13 @@ def check(job: Evaluate, model: Model, index: Index) -> list[tuple[Box, bool]]:
 
 
 def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
-    """This rank's videos -> the scores of all ranks' videos: rows (key, label, scores) and sums over them."""
-    trained = load_best(job["checkpoint"])
-    recipe, device = Recipe.from_dict(trained.meta["recipe"]), job["device"]
+    """This rank's videos -> the scores of all ranks' videos: rows (key, label, scores, levels) and sums over them."""
+    recogniser = Recogniser.of(load_best(job["checkpoint"]), job["device"], job["precision"])
     index = Index(job["shards"], job["split"])
-    model = build_model(recipe.model, len(index.info.classes), recipe.seed, in_channels=recipe.clips.channels)
-    model.load_state_dict(trained.weights)
-    model.to(device).eval()
-    tally, rows = Tally(device), []
+    tally, rows = Tally(job["device"]), []
     for _, batch in evaluation_batches(
         index,
-        recipe.clips,
+        recogniser.recipe.clips,
         global_batch=dist.get_world_size(),  # a video a worker
         num_clips=job["clips"],
         rank=dist.get_rank(),
@@ -143,30 +134,22 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
     ):
         if not batch.weight[0]:
             continue  # padding
-        probability = score_video(model, batch, recipe, job)
-        tally.add(probability.log()[None], batch.label[:1].to(device))
-        number = int(batch.sample[0])
-        rows.append({"key": index[number].key, "label": int(batch.label[0]), "scores": probability.tolist()})
+        levels = recogniser.votes(batch.frames, batch.flow_bound, job["views"], job["clips_at_once"]).mean(
+            dim=0
+        )  # (L, K)
+        probability = levels.mean(dim=0)  # (K,)
+        tally.add(probability.log()[None].to(job["device"]), batch.label[:1].to(job["device"]))
+        rows.append(
+            {
+                "key": index[int(batch.sample[0])].key,
+                "label": int(batch.label[0]),
+                "scores": probability.tolist(),
+                "levels": levels.tolist(),
+            }
+        )
         job["tell"]({"videos": 1})
     rows = all_rows(rows)
     return {**tally.read(), "videos": len(rows), "rows": rows}
-
-
-def score_video(model: GRURCN | C3D, batch: ClipBatch, recipe: Recipe, job: dict[str, Any]) -> Tensor:
-    """The clips of one video -> its probabilities (K,) float64: their mean over all clips and views."""
-    batch = batch.to(job["device"])
-    boxes = torch.tensor([box for box, _ in job["views"]], device=job["device"])  # (V, 4)
-    mirrors = torch.tensor([mirror for _, mirror in job["views"]], device=job["device"])  # (V,)
-    pairs = torch.cartesian_prod(torch.arange(len(batch)), torch.arange(len(boxes))).to(
-        job["device"]
-    )  # every clip in every view
-    total = torch.zeros(model.num_classes, dtype=torch.float64, device=job["device"])
-    with torch.inference_mode(), autocast(job["precision"], job["device"]):
-        for clip, view in (some.unbind(dim=1) for some in pairs.split(job["clips_at_once"])):
-            frames, flow_bound = batch.frames[clip], batch.flow_bound[clip]
-            clips = model_input(frames, flow_bound, boxes[view], mirrors[view], recipe.clips)
-            total += log_mean_vote(model(clips, batch.draw[clip])).exp().double().sum(dim=0)
-    return total / len(pairs)
 
 
 def conclude(

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 import tyro
 
-from cluster.engine import autocast
+from cluster.precision import autocast
 from cluster.progress import Bar, duration
 from cluster.runs import Model
 from cluster.tracking import tracking_uri

@@ -33,7 +33,7 @@ class Recognition:
     @property
     def about(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that its model can be used without the data."""
-        return {"classes": list(self.index.info.classes)}
+        return {"classes": list(self.index.info.classes), "packing": vars(self.index.info.packing)}
 
     @property
     def data_digest(self) -> str:

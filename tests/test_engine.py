@@ -13,11 +13,11 @@ from torch import nn
 from cluster.engine import (
     deepspeed_config,
     loss_scale,
-    resolve_precision,
     set_learning_rate,
     set_loss_scale,
     start_engine,
 )
+from cluster.precision import resolve_precision
 
 CPU = torch.device("cpu")
 STAGES = pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])

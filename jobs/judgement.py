@@ -1,0 +1,132 @@
+"""What a model gets right and wrong over the videos of a split: counts that add up over batches and ranks.
+
+L levels, K classes, B videos (or their middle clips).
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MISTAKES = 12  # videos that are kept as those it was most wrong about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistake:
+    """A video that was taken for another class than its own."""
+
+    key: str
+    label: int
+    predicted: int
+    label_probability: float
+    predicted_probability: float
+
+
+class Judgement:
+    """Counts over videos: which class was taken for which, how right each level is alone, and what is lost without it."""
+
+    def __init__(self, classes: Sequence[str], levels: Sequence[str]):
+        self.classes, self.levels = tuple(classes), tuple(levels)
+        self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)  # (K, K): label, predicted
+        self.alone = torch.zeros(len(levels), dtype=torch.int64)  # (L,) videos that a level by itself gets right
+        self.without = torch.zeros(len(levels), dtype=torch.int64)  # (L,) that the others get right without it
+        self.probability = torch.zeros(len(levels), dtype=torch.float64)  # (L,) sums of the label's
+        self.mistakes: list[Mistake] = []
+
+    @property
+    def videos(self) -> int:
+        return int(self.confusion.sum())
+
+    def add(self, levels: Tensor, label: Tensor, keys: Sequence[str]) -> None:
+        """Probabilities by each level (B, L, K), label (B,) and the names of some videos."""
+        levels, label = levels.detach().double().cpu(), label.cpu()
+        votes = levels.mean(dim=1)  # (B, K)
+        predicted = first_largest(votes)
+        self.confusion.index_put_((label, predicted), torch.ones_like(label), accumulate=True)
+        own = label[:, None]
+        self.alone += (first_largest(levels) == own).sum(dim=0)
+        others = levels.sum(dim=1, keepdim=True) - levels  # (B, L, K)
+        self.without += (first_largest(others) == own).sum(dim=0)
+        of_label = votes.gather(1, own)[:, 0]
+        self.probability += levels.gather(2, own[:, None].expand(-1, len(self.levels), 1)).sum(dim=(0, 2))
+        wrong: list[int] = (predicted != label).nonzero()[:, 0].tolist()
+        for place in wrong:
+            self.mistakes.append(
+                Mistake(
+                    key=keys[place],
+                    label=int(label[place]),
+                    predicted=int(predicted[place]),
+                    label_probability=float(of_label[place]),
+                    predicted_probability=float(votes[place].max()),
+                )
+            )
+        self.keep_worst()
+
+    def join(self, other: "Judgement") -> None:
+        """Adds the counts over other videos."""
+        self.confusion += other.confusion
+        self.alone += other.alone
+        self.without += other.without
+        self.probability += other.probability
+        self.mistakes += other.mistakes
+        self.keep_worst()
+
+    def keep_worst(self) -> None:
+        """The most wrong: those whose own class had the least probability."""
+        self.mistakes.sort(key=lambda mistake: (mistake.label_probability, mistake.key))
+        del self.mistakes[MISTAKES:]
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """{class: {videos, top1}}, for the classes that have videos."""
+        counts, right = self.confusion.sum(dim=1).tolist(), self.confusion.diagonal().tolist()
+        return {
+            name: {"videos": count, "top1": hits / count}
+            for name, count, hits in zip(self.classes, counts, right, strict=True)
+            if count
+        }
+
+    def per_level(self) -> dict[str, dict[str, float]]:
+        """{level: {top1 of the level alone, top1_without of all others, probability that it gives the right class}}."""
+        rows = zip(self.levels, self.alone.tolist(), self.without.tolist(), self.probability.tolist(), strict=True)
+        return {
+            name: {
+                "top1": alone / self.videos,
+                "top1_without": without / self.videos,
+                "probability": sum_ / self.videos,
+            }
+            for name, alone, without, sum_ in rows
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        pairs = self.confusion.nonzero().tolist()
+        return {
+            "classes": list(self.classes),
+            "levels": list(self.levels),
+            "confusion": [[row, column, int(self.confusion[row, column])] for row, column in pairs],
+            "alone": self.alone.tolist(),
+            "without": self.without.tolist(),
+            "probability": self.probability.tolist(),
+            "mistakes": [asdict(mistake) for mistake in self.mistakes],
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Judgement":
+        """What to_dict, by way of JSON, wrote."""
+        judgement = cls(content["classes"], content["levels"])
+        for row, column, count in content["confusion"]:
+            judgement.confusion[row, column] = count
+        judgement.alone = torch.tensor(content["alone"], dtype=torch.int64)
+        judgement.without = torch.tensor(content["without"], dtype=torch.int64)
+        judgement.probability = torch.tensor(content["probability"], dtype=torch.float64)
+        judgement.mistakes = [Mistake(**mistake) for mistake in content["mistakes"]]
+        return judgement
+
+
+def first_largest(values: Tensor) -> Tensor:
+    """(..., K) -> (...) the place of the largest; of equal ones the first, on every device."""
+    largest = values.amax(dim=-1, keepdim=True)
+    numbers = torch.arange(values.shape[-1]).expand_as(values)
+    return torch.where(values == largest, numbers, values.shape[-1] - 1).amin(dim=-1)
