@@ -21,6 +21,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -40,6 +41,7 @@ from cluster.connect import NoCluster, start_ray
 from cluster.engine import start_world_of_one
 from cluster.mailbox import News, new_mailbox
 from cluster.nodes import Nodes, needs
+from cluster.system import SystemMonitor
 
 Function = Callable[[dict[str, Any]], dict[str, Any]]
 SECONDS_BETWEEN_LOOKS = 0.25
@@ -146,7 +148,8 @@ def run_here(function: Function, job: dict[str, Any], options: Workers) -> dict[
         torch.set_num_threads(options.cpus_per_worker)
     if not dist.is_initialized():
         start_world_of_one(device)  # for the life of the process: DeepSpeed remembers the first one that it saw
-    return function({**job, "device": device})
+    with SystemMonitor(job["tell"]):
+        return function({**job, "device": device})
 
 
 class Signals:
@@ -439,8 +442,13 @@ def run_on_worker(config: dict[str, Any]) -> dict[str, Any]:
     tell = lambda news: mailbox.put.remote(news)  # noqa: E731
     context = ray.get_runtime_context()
     tell({"worker": dist.get_rank(), "node": context.get_node_id(), "host": own_address(), "pid": os.getpid()})
-    with Ear(mailbox) as ear:
+    with Ear(mailbox) as ear, SystemMonitor(tell) if is_first_here() else nullcontext():
         return config["function"]({**config["job"], "device": device, "tell": tell, "stop_wanted": ear.stop_wanted})
+
+
+def is_first_here() -> bool:
+    """Whether this is the first of its machine's workers."""
+    return ray.train.get_context().get_local_rank() == 0
 
 
 def own_address() -> str:

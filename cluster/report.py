@@ -10,6 +10,7 @@ process (`python -m jobs.sync_mlflow`). Nothing is told twice: an entry that is 
 by which MLflow knows it; and what steps have told that a restart repeats is left out.
 """
 
+import base64
 import json
 import threading
 import time
@@ -21,7 +22,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from cluster.runs import RunFolder
-from cluster.sending import Entry, Sender, first_line, is_passing
+from cluster.sending import Entry, Package, Sender, first_line, is_passing, plain
 from cluster.tracking import NoTracking
 from shards.store import BadShards, NoFile
 
@@ -35,7 +36,7 @@ UNSENT = "unsent.jsonl"  # in the run's folder
 SMALL, FILES = "metrics and events", "files"
 KINDS = {
     SMALL: ("metrics", "event", "end"),
-    FILES: ("text", "table", "files", "checkpoint"),
+    FILES: ("text", "table", "picture", "files", "checkpoint", "register"),
 }  # of entries, a thread each
 
 
@@ -49,18 +50,19 @@ class Report:
         run: RunFolder | None = None,
         say: Callable[[str], None] = print,
         is_over: bool = False,
+        package: Package = plain,
     ):
         """run: where entries wait that cannot be sent, and where checkpoints are; without, both are refused. say: for people.
 
-        is_over: the run has ended, so that an end that an earlier process told is sent too. Raises NoTracking if the server
-        does not answer.
+        is_over: the run has ended, so that an end that an earlier process told is sent too. package: makes what MLflow gets
+        of the best model's folder. Raises NoTracking if the server does not answer.
         """
         self.client, self.run_id, self.run, self.say = MlflowClient(uri), run_id, run, say
         self.uri = uri
         self.kept = read_entries(run) if run else []  # what is in unsent.jsonl
         self.waiting = [entry for entry in self.kept if is_over or entry["kind"] != "end"]
         self.last_steps = self.known_steps() if run else {}
-        self.sender = Sender(self.client, uri, run_id, run, lambda line: self.say(line))
+        self.sender = Sender(self.client, uri, run_id, run, lambda line: self.say(line), package)
         self.changed = threading.Condition()  # of all that follows, and of what waits
         self.keep_now = self.is_closed = False
         self.away: set[str] = set()  # SMALL or FILES, where the last attempt had no answer
@@ -121,12 +123,19 @@ class Report:
         """A table that MLflow's pages show as one; of the same name, the last one stays. name: *.json."""
         self.put(kind="table", name=name, content=json.dumps({"columns": list(columns), "data": list(rows)}))
 
+    def picture(self, name: str, content: bytes) -> None:
+        """An image file; of the same name the last one stays, and those that still wait are not sent any more. name: *.png."""
+        with self.changed:
+            same = {"kind": "picture", "name": name}
+            self.waiting = [entry for entry in self.waiting if not same.items() <= entry.items()]
+            self.put(**same, content=base64.b64encode(content).decode())
+
     def files(self, folder: Path, name: str) -> None:
         """A folder's files as artifacts under `name`."""
         self.put(kind="files", folder=str(folder), name=name)
 
     def checkpoint(self, name: str, keep: int, new_best: bool) -> None:
-        """A checkpoint's files under checkpoints/, the newest `keep` of them, and the best model under best/."""
+        """A checkpoint and, if it is new, the best model as logged models; the newest `keep` checkpoints stay."""
         with self.changed:
             older = [entry for entry in self.waiting if entry["kind"] == "checkpoint"]
             for entry in older[1 : len(older) + 1 - keep]:  # the first is being sent; these would be deleted soon
@@ -134,6 +143,10 @@ class Report:
                 new_best = new_best or entry["new_best"]
             self.keep_now = True  # a restart goes on from here, and does not tell again what was before
             self.put(kind="checkpoint", name=name, keep=keep, new_best=new_best)
+
+    def register(self, name: str) -> None:
+        """The best model as the newest version of a registered one of this name."""
+        self.put(kind="register", name=name)
 
     def end(self, status: str = "FINISHED") -> None:
         """status: FINISHED, FAILED or KILLED. Sent when all else is."""

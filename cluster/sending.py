@@ -1,7 +1,9 @@
 """Entries of a report -> MLflow. What is sent twice, as an answer was lost, is there once."""
 
+import base64
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,23 +12,35 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from cluster.checkpoint import FROZEN, Checkpoint
-from cluster.runs import RunFolder, export_best
+from cluster.models import BEST, CHECKPOINT, MODEL_FOLDER, Models
+from cluster.runs import RunFolder, export_best, step_of
 from shards.store import BadShards
 
 LONGEST_TAG = 5000  # characters MLflow stores
+SHARED = "checkpoints"  # of the run's artifacts: what its checkpoints share
 
 Entry = dict[str, Any]
+Package = Callable[[Path, Path], None]  # moves a folder that export_best wrote into a new one, to be logged
 
 
 class Sender:
     """Sends the entries of one run."""
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str, run: RunFolder | None, say: Callable[[str], None]):
+    def __init__(
+        self,
+        client: MlflowClient,
+        uri: str,
+        run_id: str,
+        run: RunFolder | None,
+        say: Callable[[str], None],
+        package: Package,
+    ):
+        """package: makes what is logged of the best model's folder."""
         self.client, self.uri, self.run_id, self.run, self.say = client, uri, run_id, run, say
+        self.models, self.package = Models(client, uri, run_id), package
         self.best_missed = False  # the best model's checkpoint could not be sent, and has no successor that was
 
     def send(self, entry: Entry) -> None:
@@ -46,10 +60,14 @@ class Sender:
                 self.client.log_text(self.run_id, entry["content"], entry["name"])
             case "table":
                 self.send_table(entry)
+            case "picture":
+                self.send_picture(entry)
             case "files":
                 self.client.log_artifacts(self.run_id, entry["folder"], entry["name"])
             case "checkpoint":
                 self.send_checkpoint(entry)
+            case "register":
+                self.models.register(entry["name"])
             case "end":
                 self.client.set_terminated(self.run_id, entry["status"], entry["milliseconds"])
 
@@ -61,6 +79,12 @@ class Sender:
         about = {"path": entry["name"], "type": "table"}
         if about not in known:
             self.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, about]), synchronous=True)
+
+    def send_picture(self, entry: Entry) -> None:
+        folder, _, name = entry["name"].rpartition("/")
+        with TemporaryDirectory(prefix="grurcn-report-") as place:
+            (Path(place) / name).write_bytes(base64.b64decode(entry["content"]))
+            self.client.log_artifact(self.run_id, f"{place}/{name}", folder or None)
 
     def send_event(self, entry: Entry) -> None:
         when = datetime.fromtimestamp(entry["milliseconds"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -78,12 +102,13 @@ class Sender:
     def send_checkpoint(self, entry: Entry) -> None:
         assert self.run is not None
         checkpoint = Checkpoint(self.run.store, entry["name"])
-        logged = sorted(file.path for file in self.client.list_artifacts(self.run_id, "checkpoints"))
+        logged = {file.path for file in self.client.list_artifacts(self.run_id, SHARED)}
         new_best = entry["new_best"] or self.best_missed
         with TemporaryDirectory(prefix="grurcn-report-") as name:
             folder = Path(name)
             try:
-                checkpoint.copy_to(folder / "checkpoints", with_shared=f"checkpoints/{FROZEN}" not in logged)
+                state = checkpoint.state()
+                checkpoint.copy_to(folder, with_shared=f"{SHARED}/{FROZEN}" not in logged)
                 if new_best:
                     export_best(checkpoint, folder / "best")
             except BadShards:  # the store is away
@@ -92,21 +117,43 @@ class Sender:
                 self.best_missed = new_best
                 self.say(f"warning: {checkpoint.url} was not sent to MLflow: {error}")
                 return
-            self.client.log_artifacts(self.run_id, str(folder))
+            if (folder / FROZEN).exists():
+                self.client.log_artifact(self.run_id, str(folder / FROZEN), SHARED)
+            step = step_of(checkpoint.name)
+            self.models.log(CHECKPOINT, checkpoint.name, folder / checkpoint.name, step, scores_at(step, state))
+            if new_best:
+                self.send_best(folder, state["best"])
         self.best_missed = False
-        there = sorted({f"checkpoints/{entry['name']}", *(path for path in logged if not path.endswith(FROZEN))})
-        self.delete_artifacts(there[: -entry["keep"]])
+        self.drop_old(CHECKPOINT, entry["keep"])
 
-    def delete_artifacts(self, paths: Sequence[str]) -> None:
-        """What stays, for whatever reason, goes with the next checkpoint; nothing is sent again for it."""
+    def send_best(self, folder: Path, best: dict[str, Any]) -> None:
+        self.package(folder / "best", folder / "packaged")
+        scores = {key: value for key, value in best.items() if key not in ("step", "sha256")}
+        model = self.models.log(BEST, f"best-{best['step']:08}", folder / "packaged", best["step"], scores)
+        self.models.set_best(model)
+        self.drop_old(BEST, 1)
+
+    def drop_old(self, kind: str, keep: int) -> None:
+        """What stays, for whatever reason, goes with the next one; nothing is sent again for it."""
         try:
-            place = self.client.get_run(self.run_id).info.artifact_uri
-            assert place is not None
-            repository = get_artifact_repository(place, tracking_uri=self.uri)
-            for path in paths:
-                repository.delete_artifacts(path)
+            self.models.drop_old(kind, keep)
         except Exception as error:
-            self.say(f"warning: older checkpoints stay in MLflow at {self.uri}: {first_line(error)}")
+            self.say(f"warning: older models stay in MLflow at {self.uri}: {first_line(error)}")
+
+
+def scores_at(step: int, state: dict[str, Any]) -> dict[str, float]:
+    """What validation gave at a checkpoint's step; nothing if there was none."""
+    told = [metrics["metrics"] for metrics in state["meta"].get("told", ()) if metrics["at"] == step]
+    return {
+        key.removeprefix("val/"): value for values in told for key, value in values.items() if key.startswith("val/")
+    }
+
+
+def plain(model: Path, target: Path) -> None:
+    """The best model's folder as it is."""
+    place = target / MODEL_FOLDER
+    place.parent.mkdir(parents=True)
+    shutil.move(model, place)
 
 
 def is_passing(error: Exception) -> bool:

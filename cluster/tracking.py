@@ -1,4 +1,4 @@
-"""Where MLflow is, and what a run is there: its experiment, its beginning, its best model.
+"""Where MLflow is, and how a run begins there.
 
 Without MLFLOW_TRACKING_URI the runs are in an sqlite file in the storage folder.
 """
@@ -10,10 +10,12 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
-from mlflow.entities import Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from shards.store import absolute_url
 
@@ -36,14 +38,27 @@ class NoTracking(OSError):
 
 
 def tracking_uri(storage: str | Path) -> str:
-    """MLFLOW_TRACKING_URI, or an sqlite file in the storage folder. Raises NoTracking for an object store without the former."""
+    """MLFLOW_TRACKING_URI, or an sqlite file in the storage folder. Raises NoTracking for an object store without the former,
+    ValueError for a URI with a password in it: it would be in the run's folder, and in every line that names the server."""
     uri, place = os.environ.get("MLFLOW_TRACKING_URI"), absolute_url(storage)
+    refuse_credentials(uri or "")
     if not uri and "://" in place:
         raise NoTracking(
             f"{place}: MLflow's database cannot lie in an object store; start a server (mlflow server), and name it by "
             "MLFLOW_TRACKING_URI"
         )
     return uri or f"sqlite:///{place}/mlflow.db"
+
+
+def refuse_credentials(uri: str) -> None:
+    parts = urlsplit(uri)
+    if parts.password is None and not (parts.username and parts.scheme in ("http", "https")):
+        return
+    bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    raise ValueError(
+        f"MLFLOW_TRACKING_URI {bare}: the URI holds credentials (not shown), and it is written into each run's folder; give the "
+        "bare URI, and credentials by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's by PGPASSWORD)"
+    )
 
 
 def ui_command(uri: str) -> str:
@@ -61,8 +76,9 @@ def open_run(
     run_id: str | None,
     parameters: Mapping[str, Any],
     tags: Mapping[str, str],
+    datasets: Mapping[str, Dataset],
 ) -> str:
-    """The id of the run: `run_id` set running again, or a new run with these parameters and tags.
+    """The id of the run: `run_id` set running again, or a new run with these parameters, tags and data (training: ...).
 
     Raises NoTracking if the server does not answer, ValueError if `run_id` is not there.
     """
@@ -83,6 +99,10 @@ def open_run(
         run.info.run_id,
         params=[Param(key, str(value)[:LONGEST_PARAMETER]) for key, value in parameters.items()],
         tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+    client.log_inputs(
+        run.info.run_id,
+        [DatasetInput(data, [InputTag(MLFLOW_DATASET_CONTEXT, use)]) for use, data in datasets.items()],
     )
     return run.info.run_id
 
@@ -110,23 +130,3 @@ def check_reachable(uri: str, way_out: str = "start it, or unset MLFLOW_TRACKING
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise NoTracking(f"no MLflow server at {uri} ({reason}); {way_out}") from None
-
-
-def download_best(uri: str, run_id: str, folder: Path) -> Path:
-    """Downloads a run's best model into `folder`, and gives back where it lies: a checkpoint as cluster.runs.load_best reads it.
-
-    Raises NoTracking if the server does not answer, ValueError if there is no such run, or it has no best model yet.
-    """
-    check_reachable(uri)
-    client = MlflowClient(uri)
-    try:
-        client.get_run(run_id)
-    except MlflowException as error:
-        raise ValueError(
-            f"MLflow at {uri} has no run {run_id} ({error.message}); set MLFLOW_TRACKING_URI to the server that has it"
-        ) from None
-    if not client.list_artifacts(run_id, "best"):
-        raise ValueError(
-            f"MLflow run {run_id} at {uri} has no best model: nothing was validated in it yet; wait, or name another run"
-        )
-    return Path(client.download_artifacts(run_id, "best", str(folder)))

@@ -8,7 +8,7 @@ import shutil
 import urllib.request
 import uuid
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import parse_qsl, urlsplit
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from grurcn.trunk import BadWeights
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "grurcn"
 TIMEOUT_SECONDS = 60
+SECRET = re.compile(r"sig|token|key|secret|credential|password|auth", re.IGNORECASE)  # in a name of a URL's query
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
@@ -42,13 +43,14 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
 def fetch(source: str) -> Path:
     """Downloads URL#sha256=HEX into the cache, once, and gives back the file; what lies in the cache is checked as well."""
+    refuse_credentials(source)
     match = re.fullmatch(r"(?P<url>[^#]+)#sha256=(?P<digest>[0-9a-f]{8,64})", source)
     if match is None:
         raise BadWeights(
             f"{source}: a download must name its SHA-256: URL#sha256=<64 hexadecimal digits, or the first 8 or more>"
         )
     url, wanted = match["url"], match["digest"]
-    path = CACHE / f"{wanted[:16]}-{Path(urlparse(url).path).name}"
+    path = CACHE / f"{wanted[:16]}-{Path(urlsplit(url).path).name}"
     if path.is_file():
         check_sha256(path, wanted, str(path), "delete it to have it downloaded again")
         return path
@@ -67,6 +69,17 @@ def fetch(source: str) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def refuse_credentials(source: str) -> None:
+    """A run's recipe names its weights, so the URL is in the run's folder, in MLflow and in logs. Raises BadWeights."""
+    parts = urlsplit(source)
+    if parts.username is None and parts.password is None and not any(SECRET.search(key) for key, _ in parse_qsl(parts.query)):
+        return
+    raise BadWeights(
+        f"{parts.scheme}://{parts.hostname}{parts.path}: the URL holds credentials (not shown), and every run that begins with it "
+        "would write them down; download the file yourself and give its path"
+    )
 
 
 def check_sha256(path: Path, wanted: str, name: str, way_out: str) -> None:

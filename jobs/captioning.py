@@ -59,11 +59,17 @@ class Captioning:
         self.order = Order([shard.captions for shard in self.index.shards], recipe.global_batch, recipe.seed)
         self.vocabulary = Vocabulary(words=tuple(known["vocabulary"]))
         self.encoder: dict[str, Any] = known["encoder"]
+        self.judged = None  # captions are told as a table
 
     @property
     def about(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that its model can be used without the data."""
         return {"vocabulary": list(self.vocabulary.words), "encoder": self.encoder, "packing": self.packing}
+
+    @property
+    def flops_per_clip(self) -> None:
+        """Not counted: captions are of different lengths."""
+        return None
 
     @property
     def packing(self) -> dict[str, Any]:

@@ -101,7 +101,15 @@ def train_and_evaluate(name: str, folder: Path, workers: int) -> float:
     on = Workers(workers=workers)
     train.main(
         name,
-        train.Train(recipe=RECIPES[name](), shards=shards, storage=str(runs), experiment="demo", on=on, log_every=40),
+        train.Train(
+            recipe=RECIPES[name](),
+            shards=shards,
+            storage=str(runs),
+            experiment="demo",
+            on=on,
+            log_every=40,
+            register=f"grurcn-{name}",
+        ),
     )
     json_file = folder / f"{name}.json"
     evaluate.main(evaluate.Evaluate(run=str(runs / name), shards=shards, clips=3, views=5, json=json_file))

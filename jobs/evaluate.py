@@ -5,11 +5,12 @@
 
 The probabilities of all clips and views of a video are averaged. Each video counts once over any number of workers, and its
 frames are decoded once. Scores go to RUN/evaluations/SPLIT-CLIPSxVIEWS/: scores.parquet (a row a video: key, label, class,
-predicted, scores) and result.json; the figures also go to the MLflow run that made the model. jobs.fuse adds the scores of
-several models.
+predicted, scores, and those of each level), result.json, and pictures: confusion.png, classes.png, levels.png (what each level
+contributes) and mistakes.png (the videos it was most wrong about). All of it also goes to the MLflow run that made the model.
+jobs.fuse adds the scores of several models.
 
 --json FILE holds: run, checkpoint, step, split, videos, clips, views, top1, top5, loss, per_class {class: {videos, top1}},
-scores, mlflow_run_id, tracking_uri, seconds.
+per_level {level: {top1, top1_without, probability}}, scores, mlflow_run_id, tracking_uri, seconds.
 """
 
 import dataclasses
@@ -29,9 +30,10 @@ from cluster.runs import Model, load_best
 from cluster.tracking import check_reachable
 from grurcn.loss import Tally
 from jobs.command import Flat, command_line, finish, run_command
+from jobs.pictures import pictures
 from jobs.recipes import Recipe
-from jobs.recogniser import OtherTask, Recogniser
-from jobs.scores import FILE, Scores, copy_into, write_folder
+from jobs.recogniser import OtherTask, Recogniser, level_names
+from jobs.scores import FILE, RESULT, Scores, copy_into, write_folder
 from shards.clips import Box, evaluation_views
 from shards.index import Index
 from shards.store import absolute_url
@@ -94,8 +96,9 @@ def main(job: Evaluate) -> int:
                 bar.say(news["event"])
 
         result = run_workers(evaluate_worker, worker_job, job.on, listen)
-    scores = Scores(index.info.classes, result.pop("rows"))
-    conclude(job, model, scores, result, time.monotonic() - started)
+    recipe = Recipe.from_dict(model.meta["recipe"])
+    scores = Scores(index.info.classes, result.pop("rows"), level_names(recipe))
+    conclude(job, model, index, scores, result, time.monotonic() - started)
     return 0
 
 
@@ -139,9 +142,11 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
         )  # (L, K)
         probability = levels.mean(dim=0)  # (K,)
         tally.add(probability.log()[None].to(job["device"]), batch.label[:1].to(job["device"]))
+        number = int(batch.sample[0])
         rows.append(
             {
-                "key": index[int(batch.sample[0])].key,
+                "key": index[number].key,
+                "number": number,
                 "label": int(batch.label[0]),
                 "scores": probability.tolist(),
                 "levels": levels.tolist(),
@@ -155,6 +160,7 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
 def conclude(
     job: Evaluate,
     model: Model,
+    index: Index,
     scores: Scores,
     result: dict[str, Any],
     seconds: float,
@@ -163,6 +169,10 @@ def conclude(
     store = model.checkpoint.store  # of the run
     name = f"evaluations/{job.split}-{job.clips}x{job.views}"
     place = f"{store.url}/{name}"
+    judgement = scores.judgement()
+    run_name = store.url.rpartition("/")[2]
+    about = f"{run_name}, step {model.step:,}: {len(index):,} {job.split} videos, {job.clips} clips x {job.views} views"
+    drawn = pictures(judgement, index, Recipe.from_dict(model.meta["recipe"]).clips, about)
     result = {
         "run": store.url,
         "checkpoint": model.checkpoint.url,
@@ -171,7 +181,8 @@ def conclude(
         "clips": job.clips,
         "views": job.views,
         **result,
-        "per_class": scores.per_class(),
+        "per_class": judgement.per_class(),
+        "per_level": judgement.per_level(),
         "scores": f"{place}/{FILE}",
         "mlflow_run_id": model.meta["mlflow_run_id"],
         "tracking_uri": model.meta["tracking_uri"],
@@ -180,7 +191,9 @@ def conclude(
     with TemporaryDirectory(prefix="grurcn-") as temporary:
         folder = Path(temporary) / "scores"
         write_folder(folder, scores, result)
-        copy_into(store, name, folder)
+        for file, content in drawn.items():
+            (folder / file).write_bytes(content)
+        copy_into(store, name, folder, (FILE, *drawn, RESULT))
         report = Report(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
         report.metrics(model.step, {f"{job.split}/{key}": result[key] for key in ("loss", "top1", "top5")})
         report.files(folder, name)

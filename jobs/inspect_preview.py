@@ -1,23 +1,18 @@
 """jobs.inspect_shards preview: clips of a split as a model will see them, for a person to look at."""
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import tyro
-from torch import Tensor
 
-from grurcn.frames import FLOW_SCALE, MEAN, STD
 from jobs.command import Flat, finish
-from jobs.inputs import model_input
-from jobs.preview import Heading, Shown, contact_sheet, flow_colours, page
-from shards.clips import Clip, ClipConfig, train_clip
-from shards.index import Index, Sample
-from shards.scan import captions_in
-from shards.stream import collate, decode_clip, part_of, read_video
+from jobs.preview import Heading, Shown, contact_sheet, page
+from jobs.preview_clips import show
+from shards.clips import ClipConfig, train_clip
+from shards.index import Index
 
 SHARDS_LOOKED_AT = 256  # at most, for samples of all classes
 MOST_SAMPLES = 500
@@ -58,7 +53,7 @@ def preview(job: Preview) -> int:
     png = job.png or job.out.with_suffix(".png")
     index = Index(job.url, job.split)
     index.check_stream(job.clips.stream)
-    clips = [show(index, number, job.clips, job.seed) for number in choose(index, job.samples, job.seed)]
+    clips = [train_clip_of(index, number, job.clips, job.seed) for number in choose(index, job.samples, job.seed)]
     heading = heading_of(index, job, len(clips))
     write(png, contact_sheet(heading, clips))
     write(job.out, page(heading, clips).encode())
@@ -99,47 +94,11 @@ def choose(index: Index, count: int, seed: int) -> list[int]:
     return sorted(in_turn[:count], key=lambda number: (label_of[number], number))
 
 
-def show(index: Index, number: int, clips: ClipConfig, seed: int) -> Shown:
-    """A sample's training clip of the first epoch. Of flow, the frames at which its steps begin, and each step's first field."""
-    sample = index[number]
-    packing = index.info.packing
+def train_clip_of(index: Index, number: int, clips: ClipConfig, seed: int) -> Shown:
+    """A sample's training clip of the first epoch."""
+    sample, packing = index[number], index.info.packing
     clip = train_clip(sample.num_frames, packing.height, packing.width, clips, seed, 0, sample.number)
-    fields, at = None, clip
-    if clips.stream == "flow":
-        fields = input_of(index, sample, clip, clips)[:, :2] / FLOW_SCALE  # (T, 2, S, S) in stored pixels
-        at = replace(clip, frames=clip.frames[:: clips.stride][: clips.num_frames])
-    frames = input_of(index, sample, at, replace(clips, stream="rgb"))
-    colours, reach = flow_colours(fields.numpy()) if fields is not None else (None, 0.0)
-    return Shown(
-        sample=sample,
-        class_name=index.info.classes[sample.label] if index.info.classes else "",
-        captions=captions_of(index, sample),
-        clip=at,
-        seconds_between_frames=clips.stride / sample.fps,
-        frames=as_pixels(frames),
-        flow=colours,
-        flow_reach=reach,
-    )
-
-
-def input_of(index: Index, sample: Sample, clip: Clip, clips: ClipConfig) -> Tensor:
-    """What the model would get of one clip: (T, C, S, S) float32."""
-    item: dict[str, Any] = {"__key__": sample.key, "place": (0, 0), "sample": sample, "clip": clip, "weight": 1.0}
-    item["part"] = part_of(sample, clips.stream)
-    batch = collate([decode_clip(index, read_video(index.shard_store, item))])
-    return model_input(batch.frames, batch.flow_bound, batch.box, batch.mirror, clips)[0]
-
-
-def as_pixels(frames: Tensor) -> np.ndarray:
-    """(T, 3, S, S) as the model gets them -> (T, S, S, 3) uint8."""
-    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
-    return ((frames * std + mean) * 255).round().clamp(0, 255).byte().movedim(1, -1).numpy()
-
-
-def captions_of(index: Index, sample: Sample) -> tuple[str, ...]:
-    if not sample.num_captions:
-        return ()
-    return captions_in(index.shard_store.read(sample.shard, sample.json_offset, sample.json_size_bytes))
+    return show(index, sample, clip, clips)
 
 
 def heading_of(index: Index, job: Preview, count: int) -> Heading:

@@ -18,6 +18,7 @@ class Mistake:
     """A video that was taken for another class than its own."""
 
     key: str
+    number: int  # in its split
     label: int
     predicted: int
     label_probability: float
@@ -39,8 +40,8 @@ class Judgement:
     def videos(self) -> int:
         return int(self.confusion.sum())
 
-    def add(self, levels: Tensor, label: Tensor, keys: Sequence[str]) -> None:
-        """Probabilities by each level (B, L, K), label (B,) and the names of some videos."""
+    def add(self, levels: Tensor, label: Tensor, keys: Sequence[str], numbers: Sequence[int]) -> None:
+        """Probabilities by each level (B, L, K), label (B,), names and numbers in their split of some videos."""
         levels, label = levels.detach().double().cpu(), label.cpu()
         votes = levels.mean(dim=1)  # (B, K)
         predicted = first_largest(votes)
@@ -56,6 +57,7 @@ class Judgement:
             self.mistakes.append(
                 Mistake(
                     key=keys[place],
+                    number=numbers[place],
                     label=int(label[place]),
                     predicted=int(predicted[place]),
                     label_probability=float(of_label[place]),

@@ -4,6 +4,7 @@ imagenet                    torchvision's, downloaded once into the cache
 vgg16.pth                   a file with torchvision's parameter names; also https://...#sha256=HEX
 runs/gru-rcn                the best model of a run's folder or s3:// URL (STORAGE/NAME), or of one checkpoint in it
 runs:/0f3a...               the best model of an MLflow run, on the server that tracks this one too
+models:/actions/1           a registered model, also /latest and models:/actions@champion; models:/m-0f3a... a logged one
 """
 
 import re
@@ -12,14 +13,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cluster.models import download_best, download_model
 from cluster.runs import Model, load_best
-from cluster.tracking import download_best
 from grurcn import mobilenet, vgg
 from grurcn.model import ModelConfig, TrunkName
 from grurcn.trunk import BadWeights
 from grurcn.weights import read_weights
 
 IMAGENET: dict[TrunkName, str] = {"vgg16": vgg.IMAGENET, "mobilenet_v2": mobilenet.IMAGENET}
+MLFLOW = ("runs:", "models:")  # how a model's name begins that MLflow knows
 PREFIX = "trunk."  # of a trunk's parameters in a model's
 
 
@@ -38,7 +40,7 @@ def first_weights(config: ModelConfig, tracking_uri: str) -> dict[str, Tensor] |
 
 def absolute(source: str | None) -> str | None:
     """The same source, a path as seen from any folder."""
-    if source is None or source == "imagenet" or source.startswith("runs:") or "://" in source:
+    if source is None or source == "imagenet" or source.startswith(MLFLOW) or "://" in source:
         return source
     return str(Path(source).expanduser().absolute())
 
@@ -57,14 +59,17 @@ def read_pretrained(source: str, trunk: TrunkName, tracking_uri: str) -> dict[st
 
 
 def is_run(source: str) -> bool:
-    """Whether a source is a run, or would be one: a folder or URL of the storage, or runs:/ID of MLflow."""
-    return source.startswith(("runs:", "s3://", "gs://")) or Path(source).expanduser().is_dir()
+    """Whether a source is a run, or would be one: a folder or URL of the storage, runs:/ID or models:/NAME/VERSION of MLflow."""
+    return source.startswith((*MLFLOW, "s3://", "gs://")) or Path(source).expanduser().is_dir()
 
 
 def read_run(source: str, tracking_uri: str) -> Model:
     """The best model of a run. Raises BadWeights for a wrong runs:/ID, ValueError and NoTracking as in read_pretrained."""
-    if not source.startswith("runs:"):
+    if not source.startswith(MLFLOW):
         return load_best(source if "://" in source else Path(source).expanduser())
+    if source.startswith("models:"):
+        with tempfile.TemporaryDirectory(prefix="grurcn-") as folder:
+            return load_best(download_model(tracking_uri, source, Path(folder)))
     match = re.fullmatch(r"runs:/(?P<run_id>[0-9a-f]{32})", source)
     if match is None:
         raise BadWeights(f"{source}: wanted runs:/ID, the 32 hexadecimal digits that MLflow shows as the run's id")

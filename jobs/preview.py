@@ -21,7 +21,7 @@ from shards.clips import Clip
 from shards.index import Sample
 from shards.scan import shown
 
-INK, FAINT, PAPER, LINE = "#1b1f24", "#667080", "#ffffff", "#dfe3e8"
+INK, FAINT, PAPER, LINE, ALARM = "#1b1f24", "#667080", "#ffffff", "#dfe3e8", "#b3261e"
 MARGIN, GAP, TEXT_WIDTH = 24, 4, 300
 STRIP_WIDTH = 1400  # of a row's frames, about
 MOST_IN_STRIP = 24  # frames; of longer clips every so-manieth is drawn
@@ -40,6 +40,7 @@ class Shown:
     frames: np.ndarray  # (T, S, S, 3) uint8
     flow: np.ndarray | None  # (T, S, S, 3) uint8, its colours
     flow_reach: float  # pixels a frame that have the full colour
+    remarks: tuple[str, ...] = ()  # what is said of it in the picture, besides
 
     @property
     def pictures(self) -> list[np.ndarray]:
@@ -117,6 +118,7 @@ def said_beside(clip: Shown) -> list[tuple[str, int, bool, str]]:
     reach = [(f"full colour: {clip.flow_reach:.1f} pixels a frame", 11, False, FAINT)] if clip.flow is not None else []
     return [
         (title, 15, True, INK),
+        *((remark, 12, False, ALARM) for remark in clip.remarks),
         (clip.sample.key, 12, False, INK),
         (clip.span, 11, False, FAINT),
         (f"crop {clip.cut}", 11, False, FAINT),

@@ -8,11 +8,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cluster.agree import all_rows
+from grurcn.flops import training_multiplications
 from grurcn.loss import Tally, nll_loss
 from grurcn.model import build_model, log_mean_vote
 from jobs.inputs import model_input
+from jobs.judgement import Judgement
 from jobs.pretrained import first_weights
 from jobs.recipes import Recipe
+from jobs.recogniser import level_names
 from shards.index import Index
 from shards.order import Order
 from shards.stream import ClipBatch, Reading, evaluation_batches, train_batches
@@ -28,12 +32,19 @@ class Recognition:
         self.device: torch.device = job["device"]
         self.index = Index(job["shards"], "train")
         self.reading = Reading(**job["reading"])
+        self.judged: dict[str, Any] | None = None  # what the last validation got right and wrong, over all ranks
         self.order = Order([shard.samples for shard in self.index.shards], recipe.global_batch, recipe.seed)
 
     @property
     def about(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that its model can be used without the data."""
         return {"classes": list(self.index.info.classes), "packing": vars(self.index.info.packing)}
+
+    @property
+    def flops_per_clip(self) -> int:
+        recipe, num_classes = self.recipe, len(self.index.info.classes)
+        clips = recipe.clips
+        return training_multiplications(recipe.model, clips.num_frames, clips.size, num_classes, clips.channels).flops
 
     @property
     def data_digest(self) -> str:
@@ -76,22 +87,38 @@ class Recognition:
 
     def validate(self, engine: Any) -> dict[str, float]:
         """loss, top1, top5 of the middle clip of each validation video, centre view. Every rank calls it."""
-        tally = self.tally()
-        with torch.inference_mode(), closing(self.validation_batches()) as batches:
+        index = Index(self.job["shards"], "val")
+        tally, judgement = self.tally(), Judgement(index.info.classes, level_names(self.recipe))
+        with torch.inference_mode(), closing(self.validation_batches(index)) as batches:
             for _, batch in batches:
                 part = batch.to(self.device)
-                tally.add(log_mean_vote(self.levels(engine, part)), part.label, part.weight)
+                levels = self.levels(engine, part)
+                tally.add(log_mean_vote(levels), part.label, part.weight)
+                kept = part.weight > 0
+                numbers: list[int] = part.sample[kept].tolist()
+                keys = [sample.key for sample in index.samples(numbers)]
+                judgement.add(levels[kept].exp(), part.label[kept], keys, numbers)
+        self.judged = joined(judgement)
         return tally.read()
 
-    def validation_batches(self) -> Any:
+    def validation_batches(self, index: Index) -> Any:
         return evaluation_batches(
-            Index(self.job["shards"], "val"),
+            index,
             self.recipe.clips,
             global_batch=self.recipe.global_batch,
             rank=dist.get_rank(),
             world_size=dist.get_world_size(),
             reading=self.reading,
         )
+
+
+def joined(judgement: Judgement) -> dict[str, Any]:
+    """The judgement over all ranks' videos, as JSON holds it. Every rank calls it."""
+    first, *others = all_rows([judgement.to_dict()])
+    whole = Judgement.from_dict(first)
+    for other in others:
+        whole.join(Judgement.from_dict(other))
+    return whole.to_dict()
 
 
 def prepare(recipe: Recipe, shards: str, tracking_uri: str, fresh: bool) -> dict[str, Any]:

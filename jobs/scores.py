@@ -5,8 +5,10 @@
     class       its name
     predicted   name of the class with the highest score; of equal ones, that with the lowest number
     scores      the probability of each class
+    levels      the same by each level of the model, whose mean it is; not in the file of a fusion
 
-The names of all classes, in the order of their numbers, are the list "classes" (JSON) in the metadata of the file.
+The names of all classes, in the order of their numbers, are the list "classes" (JSON) in the metadata of the file, those of the
+levels the list "levels".
 """
 
 import json
@@ -15,7 +17,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +25,7 @@ import torch
 
 from cluster.runs import write_json
 from grurcn.loss import Tally
+from jobs.judgement import Judgement
 from shards.store import Store, open_store
 
 FILE, RESULT = "scores.parquet", "result.json"
@@ -36,6 +39,7 @@ SCHEMA = pa.schema(
         pa.field("scores", pa.list_(pa.float64()), nullable=False),
     ]
 )
+LEVELS = pa.field("levels", pa.list_(pa.list_(pa.float64())), nullable=False)
 
 
 class BadScores(ValueError):
@@ -48,6 +52,8 @@ class Row(TypedDict):
     key: str
     label: int
     scores: list[float]  # one a class
+    levels: NotRequired[list[list[float]]]  # (L, K), of one model's evaluation
+    number: NotRequired[int]  # in its split, as long as an evaluation goes on
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Scores:
 
     classes: tuple[str, ...]
     rows: list[Row]
+    levels: tuple[str, ...] = ()  # names of the levels, where rows have them
 
     def accuracy(self) -> dict[str, float]:
         """top1 and top5: the share of videos whose class has the highest score, and one of the five highest."""
@@ -67,13 +74,18 @@ class Scores:
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """{class: {videos, top1}}, for the classes that have videos."""
-        right: dict[int, list[bool]] = {}
-        for row in self.rows:
-            right.setdefault(row["label"], []).append(predicted(row) == row["label"])
-        return {
-            self.classes[label]: {"videos": len(hits), "top1": sum(hits) / len(hits)}
-            for label, hits in sorted(right.items())
-        }
+        return self.judgement().per_class()
+
+    def judgement(self) -> Judgement:
+        """What is right and wrong. Rows without levels count as of one level, "all"."""
+        judgement = Judgement(self.classes, self.levels or ("all",))
+        levels = torch.tensor(
+            [row["levels"] if "levels" in row else [row["scores"]] for row in self.rows], dtype=torch.float64
+        )  # (N, L, K)
+        label = torch.tensor([row["label"] for row in self.rows])
+        keys, numbers = [row["key"] for row in self.rows], [row.get("number", -1) for row in self.rows]
+        judgement.add(levels, label, keys, numbers)
+        return judgement
 
 
 def predicted(row: Row) -> int:
@@ -91,12 +103,20 @@ def write_folder(folder: Path, scores: Scores, result: dict[str, Any]) -> None:
             {**row, "class": scores.classes[row["label"]], "predicted": scores.classes[predicted(row)]}
             for row in sorted(scores.rows, key=lambda row: row["key"])
         ],
-        schema=SCHEMA.with_metadata({"classes": json.dumps(scores.classes)}),
+        schema=schema_of(scores),
     )
     pq.write_table(table, partial / FILE)
     write_json(open_store(partial), RESULT, result)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def schema_of(scores: Scores) -> pa.Schema:
+    """The columns of a file of scores, and its metadata."""
+    about = {"classes": json.dumps(scores.classes)}
+    if not scores.levels:
+        return SCHEMA.with_metadata(about)
+    return SCHEMA.append(LEVELS).with_metadata({**about, "levels": json.dumps(scores.levels)})
 
 
 def copy_into(store: Store, name: str, folder: Path, files: Sequence[str] = (FILE, RESULT)) -> None:

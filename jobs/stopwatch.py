@@ -1,5 +1,6 @@
 """How fast steps go, how much of the time they wait for data, and how long this worker's own part takes."""
 
+import math
 import time
 from typing import Any
 
@@ -12,7 +13,8 @@ class Stopwatch:
     def __init__(self, clips_per_step: int, device: torch.device):
         self.clips_per_step, self.device = clips_per_step, device
         self.started = time.perf_counter()
-        self.steps = 0
+        self.step_seconds: list[float] = []
+        self.since, self.paused_before = self.started, 0.0  # the end of the last step, and the pauses until then
         self.waited = self.paused = self.computed = 0.0
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
@@ -28,11 +30,23 @@ class Stopwatch:
         """The forward pass: the part of a step in which no worker waits for another."""
         return EventSpan(self.events) if self.device.type == "cuda" else Span(self, "computed")
 
+    def step_done(self) -> None:
+        """Notes how long the step took. On a GPU its work may still wait, but over some steps the times are the GPU's."""
+        now = time.perf_counter()
+        self.step_seconds.append(now - self.since - (self.paused - self.paused_before))
+        self.since, self.paused_before = now, self.paused
+
+    @property
+    def steps(self) -> int:
+        return len(self.step_seconds)
+
     def read(self) -> dict[str, float]:
         seconds = time.perf_counter() - self.started - self.paused
         return {
             "clips_per_second": self.steps * self.clips_per_step / seconds,
             "data_wait": self.waited / seconds,
+            "step_seconds_p50": quantile(self.step_seconds, 0.50),
+            "step_seconds_p95": quantile(self.step_seconds, 0.95),
         }
 
     def own_seconds(self) -> float:
@@ -42,6 +56,11 @@ class Stopwatch:
             self.computed += start.elapsed_time(end) / 1000
         self.events = []
         return (self.waited + self.computed) / max(1, self.steps)
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The smallest value that such a share of all values, at least one, does not exceed."""
+    return sorted(values)[max(1, math.ceil(share * len(values))) - 1]
 
 
 class Span:

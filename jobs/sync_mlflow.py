@@ -19,6 +19,7 @@ from cluster.runs import IDENTITY, Identity, RunFolder
 from cluster.sending import first_line
 from cluster.tracking import NoTracking, check_reachable, ui_command
 from jobs.command import command_line, finish, run_command
+from jobs.pyfunc import save_pyfunc
 from shards.store import absolute_url
 
 
@@ -63,7 +64,7 @@ def send(run: RunFolder, identity: Identity, entries: int) -> None:
             f"MLflow at {uri} does not tell of run {run_id} ({first_line(error)}); start it on the database that has the run; "
             f"{entries:,} {kept}"
         ) from None
-    report = Report(uri, run_id, run, is_over=True)
+    report = Report(uri, run_id, run, is_over=True, package=save_pyfunc)
     if not report.close(math.inf):
         raise NoTracking(
             f"MLflow at {uri} took {entries - len(report.kept):,} of {entries:,} entries and then answered no more; run the "

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from mlflow.entities import Dataset
 
 from cluster.launch import News, Workers, run_workers
 from cluster.progress import Bar, duration
-from cluster.provenance import git_commit
+from cluster.provenance import command, environment, git_diff, provenance_tags
 from cluster.report import Report
 from cluster.runs import Identity, OtherRun, RunFolder
 from cluster.tracking import open_run, tracking_uri, ui_command
@@ -37,13 +38,25 @@ from jobs import captioning, recognition
 from jobs.caption_recipes import CAPTION_RECIPES, CaptionRecipe
 from jobs.captioning import CAPTION_TABLE
 from jobs.command import STYLE, Flat, finish, prog, run_command
+from jobs.judgement import Judgement
+from jobs.pictures import Painter, pictures
 from jobs.pretrained import absolute
+from jobs.pyfunc import save_pyfunc
 from jobs.recipes import RECIPES, Recipe, changed, flat
 from jobs.training import in_words, train_worker
-from shards.index import Index
+from shards.index import DESCRIPTION, Index
 from shards.order import lanes_of
 from shards.store import absolute_url
 from shards.stream import Reading
+
+ROOT = Path(__file__).parents[1]
+DIGEST_LETTERS = 32  # of a data set's; MLflow stores 36
+ABOUT = """`{command}`
+
+Data: `{shards}`, digest `{digest}`; what is in it: *dataset.json* among the artifacts. Checkpoints and the best model, which
+`mlflow models serve` serves, are under *Logged models*, and in `{folder}`. Pictures of the best validation are in *pictures/val*,
+packages and changes of the code in *environment.txt* and *changes.diff*.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +87,8 @@ class TrainOptions:
     """Steps from one line of progress to the next."""
     save_every: int | None = None
     """Steps from one checkpoint to the next. Default: the recipe's val_every. Each validation is saved as well."""
+    register: str | None = None
+    """Register the best model under this name in MLflow's model registry once the run has ended."""
     keep: int = 2
     """Newest checkpoints that are kept; each holds the best model so far too."""
     json: Path | None = None
@@ -135,7 +150,7 @@ def main(recipe_name: str, job: Job, worker: Worker = train_worker) -> int:
     index, prepared = check(job, run)
     identity = open_identity(job, run, index, recipe_name)
     result = run.result()
-    with Report(identity.tracking_uri, identity.mlflow_run_id, run) as report:
+    with Report(identity.tracking_uri, identity.mlflow_run_id, run, package=save_pyfunc) as report:
         if result is None:
             run.prepare()
             try:
@@ -145,6 +160,8 @@ def main(recipe_name: str, job: Job, worker: Worker = train_worker) -> int:
                 report.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
             run.finish(result)
+            if job.register:
+                report.register(job.register)
         else:
             print(f"{run.url} was finished before; choose another --name to train anew", flush=True)
         report.end()  # a run that was finished before too: opening it set it running
@@ -211,12 +228,15 @@ def open_identity(job: Job, run: RunFolder, index: Index, recipe_name: str) -> I
             "workers": job.on.workers,
         },
         tags={
-            "git_commit": git_commit(Path(__file__).parent.parent),
+            **provenance_tags(ROOT),
             "data_digest": data_digest,
             "recipe_digest": recipe_digest,
-            "command": " ".join(sys.argv),
             "run_folder": run.url,
+            "mlflow.note.content": ABOUT.format(
+                command=command(), shards=absolute_url(job.shards), digest=data_digest, folder=run.url
+            ),
         },
+        datasets={"training": dataset_of(index)},
     )
     if found is not None:
         return found
@@ -229,6 +249,19 @@ def open_identity(job: Job, run: RunFolder, index: Index, recipe_name: str) -> I
     )
     run.begin(identity)
     return identity
+
+
+def dataset_of(index: Index) -> Dataset:
+    """A packed data set, as MLflow's pages show it."""
+    info, url = index.info, absolute_url(index.url)
+    counts = {name: sum(shard.samples for shard in shards) for name, shards in info.splits.items()}
+    return Dataset(
+        name=url.rpartition("/")[2],
+        digest=info.digest[:DIGEST_LETTERS],
+        source_type="local" if "://" not in url else url.partition("://")[0],
+        source=json.dumps({"uri": f"{url}/{DESCRIPTION}"}),
+        profile=json.dumps({"classes": len(info.classes), **counts}),
+    )
 
 
 def differences(found: dict[str, Any], recipe: Recipe | CaptionRecipe, most: int = 4) -> str:
@@ -253,7 +286,13 @@ def train(
     if "vocabulary" in prepared:
         report.text("vocabulary.json", json.dumps(prepared["vocabulary"], ensure_ascii=False))
     report.text("dataset.json", index.info.to_json())
-    with Bar("training", "steps", job.recipe.num_steps, lines=False) as bar:
+    report.text("environment.txt", environment())
+    if (diff := git_diff(ROOT)) is not None:
+        report.text("changes.diff", diff)
+    with (
+        Bar("training", "steps", job.recipe.num_steps, lines=False) as bar,
+        Painter(report.picture, bar.say) as painter,
+    ):
         report.say = bar.say
 
         def listen(news: News) -> None:
@@ -263,6 +302,11 @@ def train(
                 bar.move_to(news["step"])
             if "metrics" in news:
                 report.metrics(news["at"], news["metrics"], news["milliseconds"])
+            if "system" in news:
+                values = {f"system/{news['host']}/{name}": value for name, value in news["system"].items()}
+                report.metrics(report.last_step(), values, news["milliseconds"])
+            if "judged" in news:
+                painter.paint(partial(pictures_of, job, run, news))
             if "table" in news:
                 report.table(news["table"], CAPTION_TABLE, news["rows"])
             if "saved" in news:
@@ -289,6 +333,14 @@ def train(
             **prepared,
         }
         return run_workers(worker, worker_job, job.on, listen, partial(divides, job))
+
+
+def pictures_of(job: Job, run: RunFolder, news: News) -> dict[str, bytes]:
+    """{artifact: PNG} of a validation that was told."""
+    assert isinstance(job.recipe, Recipe)
+    about = f"{run.name}, step {news['at']:,}: the middle clip of each validation video"
+    drawn = pictures(Judgement.from_dict(news["judged"]), Index(job.shards, "val"), job.recipe.clips, about)
+    return {f"pictures/val/{name}": content for name, content in drawn.items()}
 
 
 def conclude(job: Job, run: RunFolder, identity: Identity, result: dict[str, Any], seconds: float) -> None:

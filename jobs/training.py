@@ -3,7 +3,6 @@
 What is learned is a task (recognition.py, captioning.py): its batches, its model, its loss, its validation.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from cluster.state import read_state
 from grurcn.optim import build_optimizer, learning_rate
 from jobs.caption_recipes import CaptionRecipe
 from jobs.captioning import Captioning
+from jobs.performance import performance
 from jobs.recipes import Learning, Recipe
 from jobs.recognition import Recognition
 from jobs.stopwatch import Stopwatch
@@ -63,8 +63,18 @@ class Task(Protocol):
         ...
 
     @property
+    def flops_per_clip(self) -> int | None:
+        """Floating-point operations of the model in a step, forward and backward; None where they are not counted."""
+        ...
+
+    @property
     def about(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that its model can be used without the data."""
+        ...
+
+    @property
+    def judged(self) -> dict[str, Any] | None:
+        """What the last validation says of classes, levels and videos, to be drawn (judgement.py); None: nothing."""
         ...
 
     def build(self, fresh: bool) -> nn.Module:
@@ -116,7 +126,7 @@ def train_worker(job: dict[str, Any], read: Callable[..., Any] | None = None) ->
             engine.backward(loss)
             engine.step()
             losses.add(loss)
-        watch.steps += 1
+        watch.step_done()
         stop = step_done(job, agreement, progress)
 
         is_logged = is_time(progress.step, job["log_every"], recipe.num_steps)
@@ -126,7 +136,7 @@ def train_worker(job: dict[str, Any], read: Callable[..., Any] | None = None) ->
             losses = losses.checked(progress.step, agreement, task)
             saver.check()
         if is_logged:
-            tell(job, agreement, progress, recipe, tally.read(), watch, rate, loss_scale(engine))
+            tell(job, agreement, progress, task, tally.read(), watch, rate, loss_scale(engine))
             tally, watch = task.tally(), Stopwatch(recipe.global_batch, job["device"])
         if is_saved:
             with watch.pausing():
@@ -273,6 +283,8 @@ def validate(engine: DeepSpeedEngine, task: Task, job: dict[str, Any], progress:
     mark = "  best so far" if better else ""
     line = f"step {progress.step:>6,}  validation: {in_words(values)}{mark}"
     tell_metrics(job, progress, {f"val/{key}": value for key, value in values.items()}, line)
+    if better and task.judged and dist.get_rank() == 0:
+        job["tell"]({"judged": task.judged, "at": progress.step})
     return values if better else None
 
 
@@ -285,17 +297,15 @@ def tell(
     job: dict[str, Any],
     agreement: Agreement,
     progress: Progress,
-    recipe: Learning,
+    task: Task,
     train: dict[str, float],
     watch: Stopwatch,
     rate: float,
     scale: dict[str, Any] | None,
 ) -> None:
     """A line for people, and the same numbers for MLflow. Every rank calls it."""
-    perf = watch.read()
-    own = agreement.gather(watch.own_seconds())
-    slowest, ratio = slowest_of(own)
-    perf |= {"slowest_worker": slowest, "slowest_ratio": ratio}
+    perf, own = performance(agreement, watch, task.flops_per_clip, job["device"], job["precision"])
+    recipe, slowest, ratio = task.recipe, int(perf["slowest_worker"]), perf["slowest_ratio"]
     values = {f"train/{key}": value for key, value in train.items()} | {"train/learning_rate": rate}
     values |= {f"perf/{key}": value for key, value in perf.items()}
     if scale is not None:
@@ -310,13 +320,6 @@ def tell(
         text = f"its part of a step takes {own[slowest]:.2f} s, the others' {own[slowest] / ratio:.2f} s"
         job["tell"]({"slow": slowest, "ratio": ratio, "about": text, "at": progress.step})
     progress.slow = ratio > SLOW
-
-
-def slowest_of(seconds: list[float]) -> tuple[int, float]:
-    """The rank whose own part of a step takes longest, and how many times as long as the median of the others."""
-    slowest = max(range(len(seconds)), key=seconds.__getitem__)
-    others = [each for rank, each in enumerate(seconds) if rank != slowest]
-    return slowest, seconds[slowest] / max(statistics.median(others), 1e-6) if others else 1.0
 
 
 def tell_metrics(job: dict[str, Any], progress: Progress, values: dict[str, float], line: str) -> None:

@@ -227,7 +227,7 @@ def test_one_checkpoint_of_a_run_may_be_named(run, scenes, capsys):
 
 def test_a_run_may_be_named_as_mlflow_does(run, scenes, storage, capsys):
     uri = tracking_uri(storage)
-    run_id = open_run(uri, storage, "predicted", "mine", None, {}, {})
+    run_id = open_run(uri, storage, "predicted", "mine", None, {}, {}, {})
     with Report(uri, run_id, RunFolder(str(run))) as report:
         report.checkpoint("checkpoint-00000008", keep=1, new_best=True)
     video = scenes / "a" / "2.avi"

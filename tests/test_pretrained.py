@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from cluster.checkpoint import Snapshot
+from cluster.models import download_best
 from cluster.report import Report
 from cluster.runs import RunFolder, load_best
 from cluster.saver import Saver
-from cluster.tracking import NoTracking, download_best, open_run, tracking_uri
+from cluster.tracking import NoTracking, open_run, tracking_uri
 from grurcn import weights as weight_files
 from grurcn.mobilenet import MobileNetV2
 from grurcn.model import ModelConfig, build_model
@@ -187,7 +188,7 @@ def test_a_folder_that_is_no_runs_is_refused(tmp_path):
 
 def open_mlflow_run(storage: Path) -> tuple[str, str]:
     uri = tracking_uri(storage)
-    return uri, open_run(uri, storage, "pretrained", "mine", None, {}, {})
+    return uri, open_run(uri, storage, "pretrained", "mine", None, {}, {}, {})
 
 
 def send_checkpoint(run: Path, uri: str, run_id: str, name: str, new_best: bool) -> list[str]:

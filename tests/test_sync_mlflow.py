@@ -22,6 +22,7 @@ from servers import s3_server
 from test_train import ROOT, TINY, job
 
 from cluster import report
+from cluster.models import CHECKPOINT, Models, download_best
 from cluster.report import UNSENT, Report, read_entries
 from cluster.runs import Identity, RunFolder, load_best
 from cluster.sending import Sender
@@ -158,12 +159,15 @@ def check_whole(run: RunFolder) -> None:
     assert logged_steps(run) == logged_steps(run, "perf/clips_per_second") == list(range(1, STEPS + 1))
     assert logged_steps(run, "val/loss") == list(range(VAL_EVERY, STEPS + 1, VAL_EVERY))
     client, run_id = mlflow_run(run)
-    there = [file.path.split("/")[-1] for file in client.list_artifacts(run_id, "checkpoints")]
+    identity = run.identity()
+    assert identity is not None
+    logged = Models(client, identity.tracking_uri, run_id).all(CHECKPOINT)
+    there = [model.name for model in logged]
     assert there == [checkpoint.name for checkpoint in run.checkpoints()]
     assert there == ["checkpoint-00000020", "checkpoint-00000024"]
-    files = {file.path for file in client.list_artifacts(run_id, f"checkpoints/{there[-1]}")}
-    assert {Path(path).name for path in files} == {"model.safetensors", "optimizer.safetensors", "state.json"}
-    best = load_best(client.download_artifacts(run_id, "best", str(run_downloads(run))))
+    files = {file.path for file in client.list_logged_model_artifacts(logged[-1].model_id)}
+    assert files == {"model.safetensors", "optimizer.safetensors", "state.json"}
+    best = load_best(download_best(identity.tracking_uri, run_id, run_downloads(run)))
     assert best.step == load_best(run.url).step
     assert client.get_run(run_id).info.status == "FINISHED"
     assert not (Path(run.url) / UNSENT).exists()
@@ -328,7 +332,7 @@ def begin_run(run: RunFolder, storage: Path) -> Identity:
     uri = tracking_uri(storage)
     identity = Identity(
         recipe_digest="", data_digest="", recipe={}, tracking_uri=uri,
-        mlflow_run_id=open_run(uri, storage, "synced", run.name, None, {}, {}),
+        mlflow_run_id=open_run(uri, storage, "synced", run.name, None, {}, {}, {}),
     )  # fmt: skip
     run.begin(identity)
     return identity

@@ -14,6 +14,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from cluster.models import BEST, CHECKPOINT, Models
 from cluster.runs import OtherRun, RunFolder, load_best
 from cluster.tracking import NoTracking, tracking_uri
 from grurcn.model import ModelConfig
@@ -89,11 +90,11 @@ def test_mlflow_has_one_run_with_parameters_metrics_tags_and_artifacts(finished,
     ):
         assert name in run.data.metrics
     assert sorted(losses(finished)) == [1, 2, 3, 4, 5, 6]
-    files = {
-        file.path for folder in ("", "best", "checkpoints") for file in client.list_artifacts(run.info.run_id, folder)
-    }
-    assert {"recipe.json", "dataset.json", "best/model.safetensors"} <= files
-    assert {"checkpoints/checkpoint-00000003", "checkpoints/checkpoint-00000006"} <= files
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {"recipe.json", "dataset.json", "environment.txt", "pictures"} <= files
+    models = Models(client, finished["tracking_uri"], run.info.run_id)
+    assert [model.name for model in models.all(CHECKPOINT)] == ["checkpoint-00000003", "checkpoint-00000006"]
+    assert [model.name for model in models.all(BEST)] == [f"best-{finished['best_step']:08}"]
     same_name = client.search_runs([run.info.experiment_id], "attributes.run_name = 'finished'")
     assert len(same_name) == 1
 
@@ -163,10 +164,8 @@ def test_only_the_newest_checkpoints_are_kept(finished, shards, storage):
         "checkpoint-00000005",
         "checkpoint-00000006",
     ]
-    logged = MlflowClient(result["tracking_uri"]).list_artifacts(result["mlflow_run_id"], "checkpoints")
-    assert [file.path for file in logged] == [
-        f"checkpoints/{name}" for name in ("checkpoint-00000005", "checkpoint-00000006")
-    ]
+    models = Models(MlflowClient(result["tracking_uri"]), result["tracking_uri"], result["mlflow_run_id"])
+    assert [model.name for model in models.all(CHECKPOINT)] == ["checkpoint-00000005", "checkpoint-00000006"]
 
 
 def test_another_recipe_under_the_same_name_is_refused_with_the_difference(finished, shards, storage):
