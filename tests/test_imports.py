@@ -32,6 +32,9 @@ ALLOWED_IN = {
     "cluster/sending.py": {"shards.store"},
     "cluster/tracking.py": {"shards.store"},
     "jobs/attention.py": {"PIL"},
+    "jobs/served.py": {"pandas"},
+    "jobs/export.py": {"onnx", "onnxruntime", "onnxscript"},
+    "jobs/doctor_findings.py": {"packaging"},
     "jobs/preview.py": {"PIL"},
     "jobs/caption_scores.py": {"pycocoevalcap"},
     "jobs/bench_read.py": {"webdataset", "imageio_ffmpeg"},  # the peers that it measures
