@@ -8,7 +8,6 @@ Of the same name there is one a run, whatever is sent again.
 """
 
 import re
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,8 +32,10 @@ class Models:
     def __init__(self, client: MlflowClient, uri: str, run_id: str):
         self.client, self.uri, self.run_id = client, uri, run_id
 
-    def log(self, kind: str, name: str, folder: Path, step: int, scores: Mapping[str, float]) -> LoggedModel:
-        """Logs a folder as the model of a step, with its scores."""
+    def log(
+        self, kind: str, name: str, folder: Path, step: int, scores: Mapping[str, float], milliseconds: int
+    ) -> LoggedModel:
+        """Logs a folder as the model of a step. scores, milliseconds: as the run was told them, which has them once then."""
         run = self.client.get_run(self.run_id)
         found = [model for model in self.all(kind) if model.name == name]
         model = (
@@ -53,9 +54,8 @@ class Models:
         self.client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
         if not found:
             self.client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, step)])
-        now = round(1000 * time.time())
         for key, value in scores.items():
-            self.client.log_metric(self.run_id, f"model/{key}", value, now, step, model_id=model.model_id)
+            self.client.log_metric(self.run_id, key, value, milliseconds, step, model_id=model.model_id)
         return model
 
     def set_best(self, model: LoggedModel) -> None:

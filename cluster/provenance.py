@@ -31,10 +31,13 @@ def masked(text: str) -> str:
 
 def command() -> str:
     """The command line of this process, as it can be typed again."""
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)  # of python -m
-    program = ["python", "-m", spec.name] if spec else [Path(sys.argv[0]).name]
-    return masked(shlex.join([*program, *sys.argv[1:]]))
+    return masked(shlex.join([*program().split(), *sys.argv[1:]]))
+
+
+def program() -> str:
+    """The command of this process without its arguments."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
+    return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
 
 
 def user() -> str:
@@ -52,7 +55,7 @@ def provenance_tags(code: Path) -> dict[str, str]:
         "git_commit": commit,
         MLFLOW_GIT_COMMIT: commit.partition("+")[0],
         "command": command(),
-        MLFLOW_SOURCE_NAME: command(),
+        MLFLOW_SOURCE_NAME: program(),
         MLFLOW_SOURCE_TYPE: "JOB" if "RAY_JOB_ID" in os.environ else "LOCAL",
         MLFLOW_USER: user(),
     }

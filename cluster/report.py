@@ -22,7 +22,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from cluster.runs import RunFolder
-from cluster.sending import Entry, Package, Sender, first_line, is_passing, plain
+from cluster.sending import Entry, Package, Sender, first_line, is_passing, now, plain
 from cluster.tracking import NoTracking
 from shards.store import BadShards, NoFile
 
@@ -263,8 +263,3 @@ def read_entries(run: RunFolder) -> list[Entry]:
         return [json.loads(line) for line in run.store.read_file(UNSENT).splitlines()]
     except NoFile:
         return []
-
-
-def now() -> int:
-    """Milliseconds since 1970, as MLflow counts."""
-    return round(time.time() * 1000)

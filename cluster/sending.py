@@ -3,6 +3,7 @@
 import base64
 import json
 import shutil
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,18 +121,31 @@ class Sender:
             if (folder / FROZEN).exists():
                 self.client.log_artifact(self.run_id, str(folder / FROZEN), SHARED)
             step = step_of(checkpoint.name)
-            self.models.log(CHECKPOINT, checkpoint.name, folder / checkpoint.name, step, scores_at(step, state))
+            told = self.told_at(step, state)
+            self.models.log(CHECKPOINT, checkpoint.name, folder / checkpoint.name, step, *told)
             if new_best:
-                self.send_best(folder, state["best"])
+                self.send_best(folder, state)
         self.best_missed = False
         self.drop_old(CHECKPOINT, entry["keep"])
 
-    def send_best(self, folder: Path, best: dict[str, Any]) -> None:
+    def send_best(self, folder: Path, state: dict[str, Any]) -> None:
         self.package(folder / "best", folder / "packaged")
-        scores = {key: value for key, value in best.items() if key not in ("step", "sha256")}
-        model = self.models.log(BEST, f"best-{best['step']:08}", folder / "packaged", best["step"], scores)
-        self.models.set_best(model)
+        step = state["best"]["step"]
+        told = self.told_at(step, state)
+        self.models.set_best(self.models.log(BEST, f"best-{step:08}", folder / "packaged", step, *told))
         self.drop_old(BEST, 1)
+
+    def told_at(self, step: int, state: dict[str, Any]) -> tuple[dict[str, float], int]:
+        """What the run's validation of a step gave, and when, as it was told; nothing if there was none."""
+        for metrics in state["meta"].get("told", ()):
+            if metrics["at"] == step and "val/loss" in metrics["metrics"]:
+                return metrics["metrics"], metrics["milliseconds"]
+        best = state["best"] or {}
+        if best.get("step") != step:
+            return {}, 0
+        known = self.client.get_metric_history(self.run_id, "val/loss")  # of an earlier checkpoint, which was missed
+        at = [metric.timestamp for metric in known if metric.step == step]
+        return {f"val/{key}": best[key] for key in best if key not in ("step", "sha256")}, at[0] if at else now()
 
     def drop_old(self, kind: str, keep: int) -> None:
         """What stays, for whatever reason, goes with the next one; nothing is sent again for it."""
@@ -141,12 +155,9 @@ class Sender:
             self.say(f"warning: older models stay in MLflow at {self.uri}: {first_line(error)}")
 
 
-def scores_at(step: int, state: dict[str, Any]) -> dict[str, float]:
-    """What validation gave at a checkpoint's step; nothing if there was none."""
-    told = [metrics["metrics"] for metrics in state["meta"].get("told", ()) if metrics["at"] == step]
-    return {
-        key.removeprefix("val/"): value for values in told for key, value in values.items() if key.startswith("val/")
-    }
+def now() -> int:
+    """Milliseconds since 1970, as MLflow counts."""
+    return round(time.time() * 1000)
 
 
 def plain(model: Path, target: Path) -> None:

@@ -30,6 +30,9 @@ for name in ("mlflow", "alembic"):
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 CONNECT_SECONDS = 5.0
+TRAINING = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # so that its pages are those of training, not of chats
 LONGEST_PARAMETER = 6000  # characters MLflow stores
 
 
@@ -115,7 +118,7 @@ def experiment_of(uri: str, storage: str | Path, name: str) -> str:
         return found.experiment_id
     # A local database would put artifacts into the working directory.
     place = (Path(absolute_url(storage)) / "mlflow-artifacts").as_uri() if uri.startswith("sqlite:") else None
-    return client.create_experiment(name, artifact_location=place)
+    return client.create_experiment(name, artifact_location=place, tags=TRAINING)
 
 
 def check_reachable(uri: str, way_out: str = "start it, or unset MLFLOW_TRACKING_URI to track in a file") -> None:

@@ -18,12 +18,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import ray
 import torch
 from torch import Tensor
 
 from cluster.checkpoint import read_tensors, write_tensors
-from cluster.connect import start_ray
 from cluster.precision import autocast, resolve_precision
 from cluster.progress import Bar, duration
 from cluster.tracking import tracking_uri
@@ -31,7 +29,7 @@ from grurcn.encoder import Encoder
 from jobs.captioning import segments_of
 from jobs.command import command_line, finish, run_command
 from jobs.encoding import WEIGHTS, EncoderConfig, build_encoder, read_encoder, sources
-from jobs.tasks import run_tasks
+from jobs.tasks import has_gpus, run_tasks
 from shards.encoded import ShardOfVideos, encode_shard, finish_encoding, open_encoding
 from shards.index import DatasetInfo
 from shards.store import open_store
@@ -72,12 +70,6 @@ def main(job: Encode) -> int:
             bar.advance(count)
     report(job, finish_encoding(encoding), encoding.out, time.monotonic() - started)
     return 0
-
-
-def has_gpus() -> bool:
-    """Whether the Ray cluster has any."""
-    start_ray()
-    return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def encode_task(

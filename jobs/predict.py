@@ -1,171 +1,276 @@
-"""Say what is to be seen in videos, with a trained captioning model: of files, and of all video files below folders.
+"""Say what is to be seen in videos, with a trained model: the likeliest classes, or a sentence.
 
-    python -m jobs.predict --model runs/caption --caption video.avi
-    python -m jobs.predict --model runs:/0f3a... --caption videos/ --captions 3 --attention attention --json captions.json
+    python -m jobs.predict --model runs/gru-rcn video.avi
+    python -m jobs.predict --model models:/actions/1 videos/ --workers 8 --json found.json
+    python -m jobs.predict --model runs/gru-rcn video.avi --overlay seen.mp4 --heat
+    python -m jobs.predict --model runs:/0f3a... --captions 3 --attention attention videos/
+    curl https://example.org/video.mp4 | python -m jobs.predict --model runs/gru-rcn -
 
-Prints a line a video: its path, a tab, the sentence; with --captions N a line a caption, its log-probability between them. Videos
-are decoded as make_shards decodes them: in helper processes, within limits, to the last frame. One that cannot be read is named
-with its reason on the error output in the end, the others are described, and the exit status is 1.
+Takes video files, folders, of which all video files are taken, and - for a video on the standard input. Videos are decoded as
+make_shards decodes them: in helper processes, within limits, to the last frame. One that cannot be read is named with its
+reason on the error output in the end, the others are answered, and the exit status is 1.
 
---attention FOLDER gets a picture VIDEO.png of each video: which segments each word looked at.
+On a terminal each video is followed by its classes and their probabilities; elsewhere it is a line: its path, and then class and
+probability in turn, between tabs. Of a captioning model a line a caption: path, log-probability if --captions asks for several,
+sentence.
 
---json FILE holds a list, for each video {video, caption, captions [{caption, log_prob}], words, attention (a row a word, a number
-a segment), seconds (where each segment begins)}.
+--overlay FILE.mp4 writes the video with the prediction as it develops and each level's vote over time; --heat also shows where
+the states change most. --attention FOLDER gets a picture VIDEO.png of each video: which segments each word looked at.
+
+--json FILE holds a list, for each video {video, class, probability, classes [{class, probability}], levels {level: {class,
+probability}}}; of a captioning model {video, caption, captions [{caption, log_prob}], words, attention (a row a word, a number a
+segment), seconds (where each segment begins)}.
 """
 
-import dataclasses
 import json
 import os
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
-import av
-import numpy as np
+import ray
 import torch
 import tyro
 
-from cluster.precision import autocast
+from cluster.connect import start_ray
 from cluster.progress import Bar, duration
 from cluster.runs import Model
 from cluster.tracking import tracking_uri
-from grurcn.beam import beam_search
-from grurcn.decoder import END, PADDING
-from jobs.attention import Attended, attention_sheet
-from jobs.captioning import Trained, captioner_of, segments_of
 from jobs.command import Flat, command_line, run_command
+from jobs.describer import Describer, Seen, picture_of, row_of
 from jobs.inspect_preview import write
-from jobs.pretrained import read_run
-from jobs.preview import Heading
-from shards.captions import Segments
-from shards.clips import segment_frames
+from jobs.overlay import overlay
+from jobs.pretrained import MLFLOW, read_run
+from jobs.recogniser import Recognised, Recogniser
+from jobs.tasks import has_gpus, run_tasks
+from jobs.videos import STANDARD_INPUT, find_videos, normal, read_videos, store
+from shards.clips import evaluation_clips
 from shards.isolated import VideoPacker
-from shards.lists import VIDEO_SUFFIXES, video_files
 from shards.scan import shown
-from shards.threads import ordered_map
-from shards.video import BadVideo, Limits, Packing, read_frames
+from shards.video import Limits, Packing, Stored
 
-MOST_READERS = 4  # videos that are decoded side by side
 WIDEST_PATH = 60  # up to which sentences are aligned on a terminal
+BAR_WIDTH = 30  # letters, of a class that is certain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
     """Options of a prediction."""
 
-    videos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO|FOLDER")]
-    """Video files, and folders whose video files are taken, with those in folders below them, in order of their names."""
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO|FOLDER|-")]
+    """Video files, folders whose video files are taken, with those in folders below them, in order of their names, and - for
+    the standard input."""
     model: str
-    """Folder or URL of a captioning run (STORAGE/NAME), whose best model is taken, one of its checkpoints, or runs:/ID."""
+    """Folder or URL of a run (STORAGE/NAME), whose best model is taken, one of its checkpoints, runs:/ID of MLflow, or a
+    registered model: models:/NAME/VERSION, models:/NAME/latest, models:/NAME@ALIAS."""
+    top: int = 5
+    """Classes that are told of each video."""
+    clips: int = 10
+    """Equally spaced clips of each video, whose probabilities are averaged."""
+    views: int = 1
+    """Views of each clip: 1 centre, 2 and its mirror, 5 centre and corners, 10 all of them mirrored too."""
+    clips_at_once: int = 25
+    """Clips in their views that the model computes at once; fewer take less memory."""
+    overlay: Path | None = None
+    """Write the (one) video with the prediction as it develops, as an mp4."""
+    heat: bool = False
+    """In the overlay: where the states of the GRUs change most."""
     caption: bool = False
-    """Describe each video in a sentence; the one thing to ask for so far."""
+    """Wanted are sentences: refuse a model that knows classes only."""
     beam: int | None = None
     """Captions that the search keeps at each word; 1 takes the likeliest word each time. Default: the recipe's."""
     captions: int = 1
-    """How many of them to print for each video, the likeliest first."""
+    """How many captions to print for each video, the likeliest first."""
     attention: Path | None = None
-    """Draw, into this folder, which segments of each video each word looked at."""
+    """Draw, into this folder, which segments of each video each word of its caption looked at."""
+    workers: int = 0
+    """Ray tasks that share the videos, on all machines that see their paths; 0: this process alone."""
     storage: str = "runs"
-    """Folder or URL of all runs: its MLflow database knows the run named runs:/ID, where MLFLOW_TRACKING_URI names no server."""
+    """Folder or URL of all runs: its MLflow database knows runs:/ and models:/, where MLFLOW_TRACKING_URI names no server."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: fp32 on a CPU, bf16 on a GPU that has it, else fp16."""
     limits: Annotated[Limits, Flat] = field(default_factory=Limits)
     json: Path | None = None
-    """Write captions and attention as JSON to this file."""
+    """Write what was found as JSON to this file."""
 
     def __post_init__(self) -> None:
-        if not self.caption:
-            raise ValueError(
-                "--caption is missing: wanted what to say of the videos, and captions are all there is so far"
-            )
         if self.beam is not None and self.beam < 1:
             raise ValueError(f"beam {self.beam}: wanted at least 1 (1 takes the likeliest word each time)")
-        if self.captions < 1:
-            raise ValueError(f"captions {self.captions}: wanted at least 1")
+        for name in ("captions", "top", "clips", "clips_at_once"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: wanted at least 1")
+        if self.workers < 0:
+            raise ValueError(f"workers {self.workers}: wanted at least 0 (0: this process alone)")
+        if self.heat and not self.overlay:
+            raise ValueError("--heat is drawn in the overlay; wanted --overlay FILE.mp4 too")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a model sees of a video."""
+class Answer:
+    """What was found of a video."""
 
-    planes: np.ndarray  # (K, R, H * 3 // 2, W) uint8, of each segment the frames that its encoder wants
-    segments: np.ndarray  # (K,) bool, which of them the video has
-    seconds: np.ndarray  # (K,) float, where each begins
+    row: dict[str, Any]  # as --json holds it
+    picture: bytes | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Caption:
-    """A sentence, and where its words looked."""
+class Asked(Protocol):
+    """What a model is asked of videos."""
 
-    words: tuple[str, ...]  # T
-    log_prob: float  # of the whole, its end counted
-    attention: np.ndarray  # (T, number of the video's segments)
+    packing: Packing
 
-    @property
-    def sentence(self) -> str:
-        return " ".join(self.words)
+    def read(self, stored: Stored) -> Any:
+        """What the model sees of a stored video; several threads call it. Raises BadVideo."""
+        ...
+
+    def answer(self, video: Path, seen: Any) -> Answer: ...
+
+
+class Classes:
+    """Which class a video belongs to."""
+
+    def __init__(self, job: Predict, model: Model, device: torch.device):
+        self.job, self.recogniser = job, Recogniser.of(model, device, job.precision)
+        self.packing, self.views = self.recogniser.packing, self.recogniser.views(job.views)
+
+    def read(self, stored: Stored) -> tuple[Any, torch.Tensor]:
+        frames = evaluation_clips(stored.num_frames, self.job.clips, self.recogniser.recipe.clips)
+        return frames, self.recogniser.read(stored, frames)
+
+    def answer(self, video: Path, seen: tuple[Any, torch.Tensor]) -> Answer:
+        frames, planes = seen
+        bound = torch.full((len(frames),), self.packing.flow_bound)
+        levels = self.recogniser.votes(planes, bound, self.views, self.job.clips_at_once)
+        return Answer(row={"video": str(video), **self.row(Recognised(frames=frames, levels=levels))})
+
+    def row(self, found: Recognised) -> dict[str, Any]:
+        classes = self.recogniser.classes
+        top = [{"class": classes[number], "probability": value} for number, value in found.top(self.job.top)]
+        levels = {}
+        for name, of_level in zip(self.recogniser.levels, found.levels.mean(dim=0), strict=True):
+            number = int(of_level.argmax())
+            levels[name] = {"class": classes[number], "probability": float(of_level[number])}
+        return {**top[0], "classes": top, "levels": levels}
+
+
+class Sentences:
+    """What a video shows, in words."""
+
+    def __init__(self, job: Predict, model: Model, device: torch.device):
+        self.job, self.describer = job, Describer(model, job.model, device, job.precision, job.beam)
+        self.packing = self.describer.packing
+        if job.captions > self.describer.beam:
+            raise ValueError(
+                f"captions {job.captions}: the search keeps {self.describer.beam}; wanted at most so many, or more of --beam"
+            )
+
+    def read(self, stored: Stored) -> Seen:
+        return self.describer.read(stored)
+
+    def answer(self, video: Path, seen: Seen) -> Answer:
+        captions = self.describer.describe(seen)
+        return Answer(
+            row={"video": str(video), **row_of(seen, captions[: self.job.captions])},
+            picture=picture_of(video, seen, captions[0]) if self.job.attention else None,
+        )
 
 
 def main(job: Predict) -> int:
-    """Finds the videos, reads, describes and prints one after the other; gives back the exit status."""
+    """Finds the videos, reads, answers and prints one after the other; gives back the exit status."""
     started = time.monotonic()
     videos = find_videos(job.videos)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = read_run(job.model, tracking_uri(job.storage) if job.model.startswith("runs:") else "")
-    trained = captioner_of(model, device, job.model)
-    beam = job.beam or trained.recipe.beam
-    if job.captions > beam:
-        raise ValueError(f"captions {job.captions}: the search keeps {beam}; wanted at most so many, or more of --beam")
+    check(job, videos)
+    model = read_run(job.model, tracking_uri(job.storage) if job.model.startswith(MLFLOW) else "")
+    asked = ask(job, model, device_here())  # refuses what cannot be asked, also where tasks will ask
     pictures = picture_places(videos, job.attention) if job.attention else {}
-
     rows: list[dict[str, Any]] = []
     refused: dict[Path, str] = {}
-    reader = read_all(videos, packing_of(model), segments_of(model.meta["encoder"]), job.limits)
-    with Bar("describing", "videos", len(videos), lines=False) as bar, closing(reader):
-        for video, seen in zip(videos, reader, strict=True):
-            if isinstance(seen, Seen):
-                with autocast(job.precision, device):
-                    captions = describe(trained, seen, beam, device)
-                for line in lines_of(video, captions[: job.captions], videos if bar.terminal else ()):
+    answers = on_ray(job, model, videos) if job.workers else answered(job, asked, videos)
+    with Bar("looking", "videos", len(videos), lines=job.workers > 0) as bar, closing(answers):
+        for video, answer in zip(videos, answers, strict=True):
+            if isinstance(answer, Answer):
+                for line in lines_of(answer.row, videos if bar.terminal else ()):
                     bar.say(line)
-                if video in pictures:
-                    write(pictures[video], picture_of(video, seen, captions[0]))
-                rows.append(as_json(video, seen, captions[: job.captions]))
+                if answer.picture:
+                    write(pictures[video], answer.picture)
+                rows.append(answer.row)
             else:
-                refused[video] = seen
+                refused[video] = answer
             bar.advance()
+    if job.overlay and isinstance(asked, Classes) and not refused:
+        draw_overlay(job, asked, videos[0])
     if job.json:
         write(job.json, (json.dumps(rows, indent=1) + "\n").encode())
-    tell(job, model, beam, len(rows), refused, time.monotonic() - started)
+    tell(job, model, len(rows), refused, time.monotonic() - started)
     return 1 if refused else 0
 
 
-# Which videos
+def check(job: Predict, videos: Sequence[Path]) -> None:
+    """Raises ValueError for options that do not fit the videos."""
+    if job.overlay and (len(videos) != 1 or videos[0] == STANDARD_INPUT):
+        raise ValueError(
+            f"--overlay draws one video file; found {len(videos)} videos{' (-)' * (len(videos) == 1)}; name one"
+        )
+    if STANDARD_INPUT in videos and job.workers:
+        raise ValueError("-: other machines do not have this one's standard input; wanted --workers 0, or a file")
 
 
-def find_videos(named: Sequence[Path]) -> list[Path]:
-    """The files, and all video files below the folders in order of their names; none twice.
+def ask(job: Predict, model: Model, device: torch.device) -> Asked:
+    """What the model can be asked. Raises OtherTask or ValueError where that is not what the job asks."""
+    if job.caption or "classes" not in model.meta:
+        return Sentences(job, model, device)
+    return Classes(job, model, device)
 
-    Raises ValueError where nothing is named, and for a folder without videos.
-    """
-    found: dict[Path, Path] = {}
-    for path in (path.expanduser() for path in named):
-        videos = video_files(path) if path.is_dir() else [path]
-        if not videos:
-            raise ValueError(
-                f"{path}: no videos found in this folder and those below it (looked for "
-                f"*{{{','.join(sorted(VIDEO_SUFFIXES))}}}); name another, or a file"
-            )
-        for video in videos:
-            found.setdefault(normal(video), video)
-    if not found:
-        raise ValueError("no videos are named; wanted files, or folders of videos")
-    return list(found.values())
+
+def device_here() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# Where the work is done
+
+
+def answered(job: Predict, asked: Asked, videos: Sequence[Path]) -> Generator[Answer | str, None, None]:
+    """The answer to each video, in order, or why there is none; in this process."""
+    reader = read_videos(videos, asked.packing, job.limits, asked.read)
+    with closing(reader):
+        for video, seen in zip(videos, reader, strict=True):
+            yield seen if isinstance(seen, str) else asked.answer(video, seen)
+
+
+def on_ray(job: Predict, model: Model, videos: Sequence[Path]) -> Generator[Answer | str, None, None]:
+    """The same by Ray tasks, each of which takes every so-manieth video; in order."""
+    start_ray()
+    shared = ray.put(model)  # once to each machine
+    paths = [normal(video) for video in videos]
+    count = min(job.workers, len(paths))
+    tasks = [(job, shared, list(enumerate(paths))[first::count]) for first in range(count)]
+    waiting: dict[int, Answer | str] = {}
+    following = 0
+    for number, answer in run_tasks(answer_task, tasks, count, num_gpus=int(has_gpus())):
+        waiting[number] = answer
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
+
+
+def answer_task(job: Predict, model: Model, videos: list[tuple[int, Path]]) -> Iterator[tuple[int, Answer | str]]:
+    """A task's videos with their numbers -> (number, its answer)."""
+    asked = ask(job, model, device_here())
+    answers = answered(job, asked, [video for _, video in videos])
+    yield from zip((number for number, _ in videos), answers, strict=True)
+
+
+def draw_overlay(job: Predict, asked: Classes, video: Path) -> None:
+    assert job.overlay is not None
+    with VideoPacker(job.limits) as packer:
+        stored = store(video, packer, asked.packing)
+    overlay(asked.recogniser, stored, job.overlay, heat=job.heat)
+
+
+# Telling
 
 
 def picture_places(videos: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -175,141 +280,47 @@ def picture_places(videos: Sequence[Path], folder: Path) -> dict[Path, Path]:
     return {video: folder / f"{normal(video).relative_to(common)}.png" for video in videos}
 
 
-def normal(path: Path) -> Path:
-    """The path from the root, without "..", links as they are."""
-    return Path(os.path.normpath(path.absolute()))
+def lines_of(row: Mapping[str, Any], aligned_with: Sequence[Path]) -> list[str]:
+    """What is printed of a video; for a terminal in columns, as wide as the paths that they are aligned with."""
+    return class_lines(row, bool(aligned_with)) if "classes" in row else caption_lines(row, aligned_with)
 
 
-# Reading
-
-
-def packing_of(model: Model) -> Packing:
-    """How the model's training videos were stored; flow, which captions are not learned from, is not computed."""
-    return dataclasses.replace(Packing(**model.meta["packing"]), flow="none")
-
-
-def read_all(
-    videos: Sequence[Path], packing: Packing, segments: Segments, limits: Limits
-) -> Generator[Seen | str, None, None]:
-    """What a model sees of each video, or why that cannot be had; some are read ahead, side by side."""
-    readers = min(len(videos), MOST_READERS, os.cpu_count() or 1)
-    with ExitStack() as helpers:
-        free: SimpleQueue[VideoPacker] = SimpleQueue()
-        for _ in range(readers):
-            free.put(helpers.enter_context(VideoPacker(limits)))
-
-        def read(video: Path) -> Seen | str:
-            packer = free.get()
-            try:
-                return read_video(video, packer, packing, segments)
-            except BadVideo as error:
-                return str(error)
-            except (FileNotFoundError, PermissionError) as error:
-                return f"cannot be read ({error.strerror})"
-            finally:
-                free.put(packer)
-
-        yield from ordered_map(read, videos, readers, readers)
-
-
-def read_video(video: Path, packer: VideoPacker, packing: Packing, segments: Segments) -> Seen:
-    """A video's segments as a model would read them from a shard: the video is stored first as it would be there.
-
-    Raises BadVideo, and OSError for a file that cannot be read.
-    """
-    stored = packer.store(video, packing)
-    frames, there = segment_frames(stored.num_frames, segments.num_segments, segments.offsets)
-    planes = read_frames(stored.data, frames.ravel().tolist(), packing)  # (K * R, H * 3 // 2, W)
-    return Seen(
-        planes=planes.reshape(*frames.shape, *planes.shape[1:]),
-        segments=np.asarray(there),
-        seconds=frames[:, 0] / stored.fps,
-    )
-
-
-# Describing
-
-
-@torch.inference_mode()
-def describe(trained: Trained, seen: Seen, beam: int, device: torch.device) -> list[Caption]:
-    """The captions that the search keeps for a video, the likeliest first."""
-    vectors = trained.model.vectors(torch.from_numpy(seen.planes)[None].to(device))
-    segments = torch.from_numpy(seen.segments)[None].to(device)
-    found = beam_search(trained.model.decoder, vectors, segments, beam, trained.recipe.max_words + 1)
-    attention = found.attention[0, :, :, segments[0]].float().cpu().numpy()  # (beam, T, K)
-    captions = []
-    for numbers, log_prob, of in zip(found.words[0].tolist(), found.log_prob[0].tolist(), attention, strict=True):
-        words = tuple(trained.vocabulary.words[number] for number in numbers if number not in (END, PADDING))
-        captions.append(Caption(words=words, log_prob=log_prob, attention=of[: len(words)]))
+def class_lines(row: Mapping[str, Any], is_table: bool) -> list[str]:
+    """A line between tabs: path, and class and probability in turn; or a line a class below the path, with a bar."""
+    name, found = on_a_line(row["video"]), [(on_a_line(each["class"]), each["probability"]) for each in row["classes"]]
+    if not is_table:
+        return ["\t".join([name, *(field for label, value in found for field in (label, f"{value:.4f}"))])]
+    width = max(len(label) for label, _ in found)
     return [
-        caption for caption in captions if caption.log_prob > -np.inf
-    ]  # there may be fewer than the beam has places
+        name,
+        *(f"  {value:6.3f}  {label:<{width}}  {'█' * round(BAR_WIDTH * value)}".rstrip() for label, value in found),
+    ]
 
 
-# Telling
-
-
-def lines_of(video: Path, captions: Sequence[Caption], aligned_with: Sequence[Path]) -> list[str]:
-    """A line a caption: path, log-probability if there are several, sentence. Between tabs, or in columns as wide as the paths
-    that they are aligned with."""
-    name, width = on_a_line(str(video)), min(WIDEST_PATH, max((len(str(path)) for path in aligned_with), default=0))
+def caption_lines(row: Mapping[str, Any], aligned_with: Sequence[Path]) -> list[str]:
+    """A line a caption: path, log-probability if there are several, sentence."""
+    name = on_a_line(row["video"])
+    width = min(WIDEST_PATH, max((len(str(path)) for path in aligned_with), default=0))
     lines = []
-    for caption in captions:
-        fields = [on_a_line(caption.sentence)]
-        if len(captions) > 1:
-            fields.insert(0, f"{caption.log_prob:8.3f}" if width else f"{caption.log_prob:.3f}")
+    for caption in row["captions"]:
+        fields = [on_a_line(caption["caption"])]
+        if len(row["captions"]) > 1:
+            fields.insert(0, f"{caption['log_prob']:8.3f}" if width else f"{caption['log_prob']:.3f}")
         lines.append("  ".join([f"{name:<{width}}", *fields]) if width else "\t".join([name, *fields]))
     return lines
 
 
 def on_a_line(text: str) -> str:
-    """Whatever stands in a file's name or a caption, without what a terminal would act on."""
+    """Whatever stands in a file's name, a class or a caption, without what a terminal would act on."""
     return "".join(map(shown, text))
 
 
-def picture_of(video: Path, seen: Seen, caption: Caption) -> bytes:
-    """The PNG of a caption's attention."""
-    there = seen.segments
-    attended = Attended(
-        words=caption.words,
-        attention=caption.attention,
-        frames=np.stack([rgb(planes) for planes in seen.planes[there, 0]]),
-        seconds=seen.seconds[there],
-    )
-    heading = Heading(
-        title=caption.sentence or "(no word)",
-        lines=(
-            str(video),
-            f"log-probability {caption.log_prob:.3f}",
-            "below the first frame of each segment: the share of attention that it has before the word; the less, the darker",
-        ),
-    )
-    return attention_sheet(heading, attended)
-
-
-def rgb(planes: np.ndarray) -> np.ndarray:
-    """Planes (H * 3 // 2, W) -> (H, W, 3) uint8."""
-    return av.VideoFrame.from_ndarray(planes, format="yuv420p").to_ndarray(format="rgb24")
-
-
-def as_json(video: Path, seen: Seen, captions: Sequence[Caption]) -> dict[str, Any]:
-    best = captions[0]
-    return {
-        "video": str(video),
-        "caption": best.sentence,
-        "captions": [{"caption": caption.sentence, "log_prob": caption.log_prob} for caption in captions],
-        "words": list(best.words),
-        "attention": best.attention.tolist(),
-        "seconds": seen.seconds[seen.segments].tolist(),
-    }
-
-
-def tell(job: Predict, model: Model, beam: int, described: int, refused: Mapping[Path, str], seconds: float) -> None:
-    """The last lines, on the error output, so that the other holds captions and nothing else."""
-    drawn = f"; attention in {job.attention}" if job.attention and described else ""
+def tell(job: Predict, model: Model, answered: int, refused: Mapping[Path, str], seconds: float) -> None:
+    """The last lines, on the error output, so that the other holds answers and nothing else."""
+    drawn = "".join(f"; {place} written" for place in (job.overlay, job.attention) if place and answered)
     print(
-        f"described {described:,} of {described + len(refused):,} videos with the model of {job.model} (step {model.step:,}), "
-        f"beam {beam}, in {duration(seconds)}{drawn}",
+        f"looked at {answered:,} of {answered + len(refused):,} videos with the model of {job.model} (step {model.step:,}) in "
+        f"{duration(seconds)}{drawn}",
         file=sys.stderr,
     )
     for video, reason in refused.items():

@@ -11,6 +11,12 @@ from cluster.connect import start_ray
 T = TypeVar("T")
 
 
+def has_gpus() -> bool:
+    """Whether the Ray cluster has any."""
+    start_ray()
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
 def run_tasks(
     function: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]], workers: int | None, num_gpus: int = 0
 ) -> Iterator[T]:

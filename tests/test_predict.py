@@ -34,10 +34,13 @@ from jobs.caption_recipes import CaptionRecipe
 from jobs.captioning import OtherTask, build_captioner, load_captioner
 from jobs.command import command_line
 from jobs.demo_videos import COLOURS, NUM_FRAMES, SIZE, draw_scene, write_video
+from jobs.describer import packing_of
 from jobs.encoding import build_encoder, described, weights_digest
-from jobs.predict import Predict, find_videos, lines_of, picture_places
+from jobs.predict import Predict, lines_of, picture_places
+from jobs.pretrained import read_run
 from jobs.preview import Heading
 from jobs.recipes import Recipe
+from jobs.videos import find_videos
 from shards.index import Index
 from shards.video import Limits, Packing, read_frames
 
@@ -201,7 +204,6 @@ def test_a_line_is_a_path_and_the_likeliest_sentence(run, scenes, tmp_path, caps
 def test_the_beam_may_be_larger_than_the_recipes(run, scenes, capsys):
     assert predict.main(job(run, scenes / "a" / "0.avi", beam=7, captions=7)) == 0
     told = capsys.readouterr()
-    assert "beam 7" in told.err
     log_probs = [float(line.split("\t")[1]) for line in told.out.splitlines()]
     assert len(log_probs) == 7
     assert log_probs == sorted(log_probs, reverse=True)
@@ -216,7 +218,7 @@ def test_places_of_a_beam_that_stay_empty_are_no_captions(run, scenes, tmp_path,
 def test_flow_that_was_packed_beside_the_training_videos_is_not_computed(run, scenes, tmp_path, capsys):
     """One frame a second with tvl1, for captions that nothing of it goes into."""
     with_flow = write_run(tmp_path / "flow", dataclasses.replace(PACKING, flow="tvl1"))
-    assert predict.packing_of(predict.read_run(str(with_flow), "")) == PACKING
+    assert packing_of(read_run(str(with_flow), "")) == PACKING
     assert predicted(capsys, with_flow, scenes / "a") == predicted(capsys, run, scenes / "a")
 
 
@@ -389,7 +391,7 @@ def test_a_broken_video_is_named_in_the_end_and_the_others_are_described(run, sc
     told = capsys.readouterr()
     assert [line.split("\t")[0] for line in told.out.splitlines()] == [str(whole), str(tmp_path / "4.avi")]
     first, *errors = told.err.splitlines()[-4:]
-    assert first.startswith(f"described 2 of 5 videos with the model of {run} (step 8), beam 4, in ")
+    assert first.startswith(f"looked at 2 of 5 videos with the model of {run} (step 8) in ")
     assert errors[0].startswith(f"error: {tmp_path}/2.mp4: not a video that ffmpeg reads (")
     assert errors[1].startswith(f"error: {tmp_path}/3.avi: ")
     assert errors[2] == f"error: {missing}: cannot be read (No such file or directory)"
@@ -432,7 +434,9 @@ def test_a_folder_without_videos_is_refused_by_name(run, scenes, tmp_path):
     [
         ({"beam": 0}, r"beam 0: wanted at least 1"),
         ({"captions": 0}, r"captions 0: wanted at least 1"),
-        ({"caption": False}, r"--caption is missing"),
+        ({"top": 0}, r"top 0: wanted at least 1"),
+        ({"workers": -1}, r"workers -1: wanted at least 0"),
+        ({"heat": True}, r"--heat is drawn in the overlay; wanted --overlay FILE.mp4 too"),
     ],
 )
 def test_options_that_cannot_be_are_refused(scenes, options, reason):
@@ -456,18 +460,20 @@ def test_options_may_stand_before_and_behind_the_videos():
 
 
 def test_what_stands_in_names_and_captions_is_no_more_than_text():
-    caption = predict.Caption(words=("a", "b\x1b[2J"), log_prob=-1.25, attention=np.zeros((2, 1)))
-    name = Path("tab\tand\nline\udc80.avi")
-    assert lines_of(name, [caption], ()) == ["tab\\tand\\nline\\udc80.avi\ta b\\x1b[2J"]
-    long = Path("x" * 300)
-    assert lines_of(long, [caption], ())[0].startswith("x" * 300 + "\t")
+    captions = [{"caption": "a b\x1b[2J", "log_prob": -1.25}]
+    row = {"video": "tab\tand\nline\udc80.avi", "captions": captions}
+    assert lines_of(row, ()) == ["tab\\tand\\nline\\udc80.avi\ta b\\x1b[2J"]
+    assert lines_of({"video": "x" * 300, "captions": captions}, ())[0].startswith("x" * 300 + "\t")
+    row = {"video": "\x1b[2J", "classes": [{"class": "up\x1b[2J\t", "probability": 0.5}]}
+    assert lines_of(row, ()) == ["\\x1b[2J\tup\\x1b[2J\\t\t0.5000"]
+    assert lines_of(row, (Path("a"),))[1].startswith("   0.500  up\\x1b[2J\\t  █")
 
 
 def test_sentences_are_aligned_on_a_terminal():
-    caption = predict.Caption(words=("a", "dog"), log_prob=-1.25, attention=np.zeros((2, 1)))
+    captions = [{"caption": "a dog", "log_prob": -1.25}]
     paths = [Path("a.avi"), Path("longer.avi")]
-    assert lines_of(paths[0], [caption], paths) == ["a.avi       a dog"]
-    assert lines_of(paths[1], [caption] * 2, paths) == ["longer.avi    -1.250  a dog"] * 2
+    assert lines_of({"video": "a.avi", "captions": captions}, paths) == ["a.avi       a dog"]
+    assert lines_of({"video": "longer.avi", "captions": captions * 2}, paths) == ["longer.avi    -1.250  a dog"] * 2
 
 
 def test_the_command_prints_captions_and_nothing_else_on_its_output(run, scenes, tmp_path):
