@@ -11,7 +11,6 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, RunTag
 from mlflow.entities.model_registry import ModelVersion
@@ -78,7 +77,7 @@ class Models:
 
     def versions_of(self, model: LoggedModel) -> list[ModelVersion]:
         found = self.client.search_model_versions(f"run_id = '{self.run_id}'")
-        return [version for version in found if version.source == f"models:/{model.model_id}"]
+        return [version for version in found if version.source == self.source_of(model)]
 
     def register(self, name: str) -> None:
         """Makes the best model the newest version of a registered one, unless it is a version of it already."""
@@ -90,19 +89,16 @@ class Models:
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(
-            self.uri
-        )  # a database's registry looks up the model there, whatever the client was made with
-        try:
-            self.client.create_model_version(name, f"models:/{best.model_id}", self.run_id, model_id=best.model_id)
-        finally:
-            mlflow.set_tracking_uri(before)
+        self.client.create_model_version(name, self.source_of(best), self.run_id, model_id=best.model_id)
+
+    def source_of(self, model: LoggedModel) -> str:
+        """What a version of it is made of. A database's registry would look for models:/ID in this process's default database."""
+        return f"models:/{model.model_id}" if self.uri.startswith("http") else model.artifact_location
 
 
-def download_model(uri: str, source: str, folder: Path) -> Path:
+def download_model(uri: str, source: str, folder: Path, whole: bool = False) -> Path:
     """Downloads a model into a folder -> where its state.json lies. source: models:/ID of a logged one, models:/NAME/VERSION,
-    models:/NAME/latest or models:/NAME@ALIAS of a registered one.
+    models:/NAME/latest or models:/NAME@ALIAS of a registered one. whole: all of it, not only what load_best reads -> its folder.
 
     Raises NoTracking if the server does not answer, ValueError if there is no such model or it is not one of ours.
     """
@@ -116,7 +112,7 @@ def download_model(uri: str, source: str, folder: Path) -> Path:
             raise ValueError(
                 f"{source}: no {MODEL_FOLDER} in it ({place}); wanted a best model that jobs.train has logged"
             )
-        return Path(repository.download_artifacts(MODEL_FOLDER, str(folder)))
+        return Path(repository.download_artifacts("" if whole else MODEL_FOLDER, str(folder)))
     except MlflowException as error:
         raise ValueError(
             f"{source}: not found in MLflow at {uri} ({error.message}); name one that its pages show"

@@ -22,7 +22,10 @@ from jobs.recogniser import Recogniser
 from shards.isolated import VideoPacker
 from shards.video import BadVideo, Limits, Stored
 
-PATH, VIDEO = "path", "video"  # columns: the one or the other in each row
+PATH, VIDEO = (
+    "path",
+    "video",
+)  # columns: a request has the one or the other; MLflow decodes no bytes that only some rows have
 PARAMETERS = {"clips": 10, "views": 1, "top": 5}
 
 
