@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help venv demo test test-long test-multihost lint clean
+.PHONY: help venv demo test test-long test-multihost lint audit clean
 
 help:
 	@echo "make demo             set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (about 3 minutes)"
@@ -11,13 +11,14 @@ help:
 	@echo "make test-long        set up, then the tests that kill and start again for minutes"
 	@echo "make test-multihost   set up, then the tests on three Ray nodes in network namespaces (as root; needs iptables)"
 	@echo "make lint             formatting, lint and types"
+	@echo "make audit            look up the pinned packages' known vulnerabilities"
 	@echo "make venv             only set up .venv"
 
 # The stamp is written last, so an interrupted installation is done again.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d; name another one: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,captions,flow,s3,gs]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,captions,export,flow,s3,gs,server]'
 	@touch $@
 
 venv: .venv/.installed
@@ -38,6 +39,9 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --level error
+
+audit: venv
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 clean:
 	rm -rf .venv build dist *.egg-info
