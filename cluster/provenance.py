@@ -37,7 +37,7 @@ def command() -> str:
 def program() -> str:
     """The command of this process without its arguments."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
-    return f"python -m {spec.name}" if spec else Path(sys.argv[0]).name
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name
 
 
 def user() -> str:

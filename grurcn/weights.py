@@ -74,11 +74,15 @@ def fetch(source: str) -> Path:
 def refuse_credentials(source: str) -> None:
     """A run's recipe names its weights, so the URL is in the run's folder, in MLflow and in logs. Raises BadWeights."""
     parts = urlsplit(source)
-    if parts.username is None and parts.password is None and not any(SECRET.search(key) for key, _ in parse_qsl(parts.query)):
+    if (
+        parts.username is None
+        and parts.password is None
+        and not any(SECRET.search(key) for key, _ in parse_qsl(parts.query))
+    ):
         return
     raise BadWeights(
-        f"{parts.scheme}://{parts.hostname}{parts.path}: the URL holds credentials (not shown), and every run that begins with it "
-        "would write them down; download the file yourself and give its path"
+        f"{parts.scheme}://{parts.hostname}{parts.path}: the URL holds credentials (not shown), and every run that begins with "
+        "it would write them down; download the file yourself and give its path"
     )
 
 

@@ -179,33 +179,47 @@ class Sentences:
 
 
 def main(job: Predict) -> int:
-    """Finds the videos, reads, answers and prints one after the other; gives back the exit status."""
+    """Looks at the videos, prints and writes what was found; gives back the exit status."""
     started = time.monotonic()
+    found = look(job, print_lines=True)
+    if job.json:
+        write(job.json, (json.dumps(found.rows, indent=1) + "\n").encode())
+    tell(job, found, time.monotonic() - started)
+    return 1 if found.refused else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was found of some videos."""
+
+    step: int  # of the model
+    rows: list[dict[str, Any]]  # a video, as --json holds it
+    refused: dict[Path, str]  # why a video was not looked at
+
+
+def look(job: Predict, print_lines: bool = False) -> Found:
+    """Finds the videos, reads and answers one after the other, and draws what is to be drawn."""
     videos = find_videos(job.videos)
     check(job, videos)
     model = read_run(job.model, tracking_uri(job.storage) if job.model.startswith(MLFLOW) else "")
     asked = ask(job, model, device_here())  # refuses what cannot be asked, also where tasks will ask
     pictures = picture_places(videos, job.attention) if job.attention else {}
-    rows: list[dict[str, Any]] = []
-    refused: dict[Path, str] = {}
+    found = Found(step=model.step, rows=[], refused={})
     answers = on_ray(job, model, videos) if job.workers else answered(job, asked, videos)
     with Bar("looking", "videos", len(videos), lines=job.workers > 0) as bar, closing(answers):
         for video, answer in zip(videos, answers, strict=True):
             if isinstance(answer, Answer):
-                for line in lines_of(answer.row, videos if bar.terminal else ()):
+                for line in lines_of(answer.row, videos if bar.terminal else ()) if print_lines else ():
                     bar.say(line)
                 if answer.picture:
                     write(pictures[video], answer.picture)
-                rows.append(answer.row)
+                found.rows.append(answer.row)
             else:
-                refused[video] = answer
+                found.refused[video] = answer
             bar.advance()
-    if job.overlay and isinstance(asked, Classes) and not refused:
+    if job.overlay and isinstance(asked, Classes) and not found.refused:
         draw_overlay(job, asked, videos[0])
-    if job.json:
-        write(job.json, (json.dumps(rows, indent=1) + "\n").encode())
-    tell(job, model, len(rows), refused, time.monotonic() - started)
-    return 1 if refused else 0
+    return found
 
 
 def check(job: Predict, videos: Sequence[Path]) -> None:
@@ -315,15 +329,16 @@ def on_a_line(text: str) -> str:
     return "".join(map(shown, text))
 
 
-def tell(job: Predict, model: Model, answered: int, refused: Mapping[Path, str], seconds: float) -> None:
+def tell(job: Predict, found: Found, seconds: float) -> None:
     """The last lines, on the error output, so that the other holds answers and nothing else."""
-    drawn = "".join(f"; {place} written" for place in (job.overlay, job.attention) if place and answered)
+    looked_at, named = len(found.rows), len(found.rows) + len(found.refused)
+    drawn = "".join(f"; {place} written" for place in (job.overlay, job.attention) if place and looked_at)
     print(
-        f"looked at {answered:,} of {answered + len(refused):,} videos with the model of {job.model} (step {model.step:,}) in "
-        f"{duration(seconds)}{drawn}",
+        f"looked at {looked_at:,} of {named:,} videos with the model of {job.model} (step {found.step:,}) "
+        f"in {duration(seconds)}{drawn}",
         file=sys.stderr,
     )
-    for video, reason in refused.items():
+    for video, reason in found.refused.items():
         print(f"error: {on_a_line(str(video))}: {reason}", file=sys.stderr)
 
 

@@ -700,7 +700,7 @@ def two_nodes() -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_all_machines_of_a_real_cluster_are_examined_and_nothing_is_left(shards, tmp_path):
     json_file = tmp_path / "doctor.json"
     words = ["--shards", str(shards), "--storage", str(tmp_path / "runs"), "--workers", "2", "--json", str(json_file)]

@@ -31,7 +31,7 @@ from videos import TINY, frame_numbers, level, listing_of, pack
 
 from cluster.connect import start_ray
 from grurcn.frames import to_clips
-from jobs import inspect_preview, inspect_shards
+from jobs import inspect_preview, inspect_shards, preview_clips
 from jobs.command import run_command
 from jobs.inspect_index import MakeIndex
 from jobs.inspect_info import Info, quantiles
@@ -649,12 +649,12 @@ def test_a_preview_shows_the_clips_that_training_reads(packed, listing, tmp_path
 def test_what_is_drawn_is_what_the_model_gets(packed):
     """Taken back from the model's input, of any colour."""
     index = Index(packed, "train")
-    shown = inspect_preview.show(index, 0, CLIPS, 0)
+    shown = inspect_preview.train_clip_of(index, 0, CLIPS, 0)
     planes = np.random.default_rng(0).integers(16, 236, (1, 3, 48, 32), np.uint8)
     box, mirror = torch.tensor([shown.clip.box]), torch.tensor([False])
     clips = to_clips(torch.from_numpy(planes), box, mirror, 24)
-    pixels = torch.from_numpy(inspect_preview.as_pixels(clips[0])).movedim(-1, 1).float()
-    mean, std = (torch.tensor(values)[:, None, None] * 255 for values in (inspect_preview.MEAN, inspect_preview.STD))
+    pixels = torch.from_numpy(preview_clips.as_pixels(clips[0])).movedim(-1, 1).float()
+    mean, std = (torch.tensor(values)[:, None, None] * 255 for values in (preview_clips.MEAN, preview_clips.STD))
     torch.testing.assert_close((pixels - mean) / std, clips[0], atol=0.01, rtol=0)
 
 

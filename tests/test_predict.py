@@ -492,5 +492,5 @@ def test_the_command_prints_captions_and_nothing_else_on_its_output(run, scenes,
     assert done.returncode == 1, done.stderr
     [line] = done.stdout.splitlines()
     assert line.startswith(f"{video}\t")
-    assert "described 1 of 2 videos" in done.stderr
+    assert "looked at 1 of 2 videos" in done.stderr
     assert f"error: {tmp_path}/broken.avi: not a video" in done.stderr

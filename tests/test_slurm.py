@@ -147,7 +147,7 @@ def requeued(folder: Path) -> list[str]:
     return [line for line in said(folder) if line.startswith("scontrol requeue")]
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_a_command_finds_all_nodes_behind_a_token_and_at_the_time_limit_saves_and_is_queued_again(tmp_path, job):
     process = job(
         "python", str(tmp_path / "command.py"), str(tmp_path), "-1", SLURM_JOB_END_TIME=str(int(time.time()) + 100)
