@@ -7,6 +7,7 @@
 Of the same name there is one a run, whatever is sent again.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from cluster.tracking import check_reachable
 
@@ -89,7 +91,10 @@ class Models:
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
                 raise
-        self.client.create_model_version(name, self.source_of(best), self.run_id, model_id=best.model_id)
+        made = self.client.create_model_version(name, self.source_of(best), self.run_id, model_id=best.model_id)
+        known = json.loads(best.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+        versions = [*known, {"name": name, "version": made.version}]  # by which its pages link to the registered model
+        self.client.set_logged_model_tags(best.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(versions)})
 
     def source_of(self, model: LoggedModel) -> str:
         """What a version of it is made of. A database's registry would look for models:/ID in this process's default database."""
