@@ -28,14 +28,15 @@ from jobs.bench_pack import Pack, bench_pack
 from jobs.bench_read import Read, bench_read
 from jobs.bench_soak import Soak, bench_soak
 from jobs.bench_train import TrainBench, bench_train
-from jobs.command import STYLE, finish, prog, run_command
+from jobs.command import STYLE, finish, prog, readable_help, run_command
 
 Bench = Model | OrderBench | Read | Pack | TrainBench | Soak
 BENCHES = {"model": Model, "order": OrderBench, "read": Read, "pack": Pack, "train": TrainBench, "soak": Soak}
 
 
 def parse() -> Bench:
-    return tyro.extras.subcommand_cli_from_dict(BENCHES, prog=prog(), description=__doc__, config=STYLE)
+    with readable_help():
+        return tyro.extras.subcommand_cli_from_dict(BENCHES, prog=prog(), description=__doc__, config=STYLE)
 
 
 def main(job: Bench) -> int:

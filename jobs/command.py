@@ -1,11 +1,16 @@
 """What every job does alike: its command line, one line for bad input, one line and JSON for what came out."""
 
+import contextlib
+import io
 import json
+import re
+import shutil
 import signal
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import tyro
 
@@ -24,10 +29,52 @@ def command_line(
 ) -> T:
     """Parses the command line into the job's dataclass. Exits with status 2 and one message if that cannot be."""
     try:
-        return tyro.cli(job, prog=f"{prog()} {subcommand}".rstrip(), description=description, args=args, config=STYLE)
+        with readable_help():
+            return tyro.cli(
+                job, prog=f"{prog()} {subcommand}".rstrip(), description=description, args=args, config=STYLE
+            )
     except ValueError as error:  # a dataclass that refuses its values
         fail(error, status=2)
         raise
+
+
+@contextlib.contextmanager
+def readable_help() -> Iterator[None]:
+    """Within it a command line is parsed: the lines of its --help end where the terminal does, also outside of tyro's boxes."""
+    said = Said(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(said):
+            yield
+    finally:
+        sys.stdout.write(broken(said.getvalue(), shutil.get_terminal_size().columns))
+
+
+class Said(io.StringIO):
+    """What is printed, for a terminal: tyro asks whether it has colours and the characters of boxes."""
+
+    def __init__(self, terminal: TextIO):
+        super().__init__()
+        self.terminal = terminal
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.terminal.encoding
+
+    def isatty(self) -> bool:
+        return self.terminal.isatty()
+
+
+def broken(text: str, width: int) -> str:
+    """Long lines of prose broken between words, one empty line for several; examples (indented by four) stay as they are."""
+    lines = []
+    for line in re.sub(r"\n{3,}", "\n\n", text).splitlines(keepends=True):
+        if line.startswith("usage:"):
+            line = re.sub(r"\{[^} ]{60,}\}", "RECIPE", line)  # all of them are named below
+        if len(line) > width and not line.startswith(("    ", "│", "╭", "╰", "\x1b")):
+            indent = " " * (len(line) - len(line.lstrip()))
+            line = textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False) + "\n"
+        lines.append(line)
+    return "".join(lines)
 
 
 def prog() -> str:

@@ -18,19 +18,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 from rich.console import Console
 from rich.table import Table
 
 from cluster.connect import start_ray
 from cluster.launch import Workers
-from cluster.progress import Bar, duration
+from cluster.progress import duration
 from cluster.runs import write_json
 from cluster.tracking import tracking_uri, ui_command
 from jobs import demo_caption, evaluate, make_shards, train
 from jobs.command import command_line, finish, run_command
-from jobs.demo_videos import MOTIONS, SIZE, draw_motion, write_video
+from jobs.demo_videos import MOTIONS, SIZE, make_videos
 from jobs.memory import PeakMemory
 from jobs.recipes import RECIPES
 from shards.sources import Folder
@@ -63,7 +62,7 @@ def main(job: Demo) -> int:
             f"1. Videos of {len(MOTIONS)} motions that no single frame tells apart: {folder / 'videos'}",
             flush=True,
         )
-        make_videos(folder / "videos")
+        make_videos(folder / "videos", VIDEOS_PER_CLASS)
         print("2. Packing them into WebDataset shards", flush=True)
         start_ray()
         make_shards.main(
@@ -114,21 +113,6 @@ def train_and_evaluate(name: str, folder: Path, workers: int) -> float:
     json_file = folder / f"{name}.json"
     evaluate.main(evaluate.Evaluate(run=str(runs / name), shards=shards, clips=3, views=5, json=json_file))
     return json.loads(json_file.read_text())["top1"]
-
-
-def make_videos(folder: Path, per_class: int = VIDEOS_PER_CLASS) -> None:
-    """So many videos of each motion; nothing is done where they are there already."""
-    total = per_class * len(MOTIONS)
-    if (folder / "complete").exists():
-        return
-    with Bar("drawing", "videos", total) as bar:
-        for motion in MOTIONS:
-            (folder / motion).mkdir(parents=True, exist_ok=True)
-            for number in range(per_class):
-                rng = np.random.default_rng([list(MOTIONS).index(motion), number])
-                write_video(folder / motion / f"{motion}-{number:03}.avi", draw_motion(motion, rng))
-                bar.advance()
-    (folder / "complete").touch()
 
 
 def show(result: dict[str, Any]) -> None:

@@ -1,10 +1,22 @@
-"""The demos' videos: a shape that moves before a patchwork, on a picture whose edges meet."""
+"""Make videos to try things with: one shape moves before a patchwork, in eight ways, and no single frame tells which.
 
+    python -m jobs.demo_videos --out data/videos --per-class 20
+
+The classes are left, right, up, down, growing, shrinking, clockwise and counterclockwise. The edges of the picture meet: a shape
+that leaves it comes back at the other side. OUT gets a folder for each class. Videos that are there already are left alone.
+
+--json FILE holds: out, classes, videos.
+"""
+
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from cluster.progress import Bar
+from jobs.command import command_line, finish, run_command
 
 SIZE = 40  # pixels
 NUM_FRAMES = 24
@@ -24,6 +36,50 @@ SENTENCES = (
     "a {colour} {shape} goes {first} and then {second}",
     "the {shape} is {colour} and moves {first}, then {second}",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoVideos:
+    """Options of making videos."""
+
+    out: Path
+    """Folder that gets a folder of videos for each class."""
+    per_class: int = 20
+    """Videos of each class."""
+    json: Path | None = None
+    """Write the result as JSON to this file."""
+
+    def __post_init__(self) -> None:
+        if self.per_class < 1:
+            raise ValueError(f"per_class {self.per_class}: wanted at least 1")
+
+
+def main(job: DemoVideos) -> int:
+    """Makes the videos that are not there yet."""
+    make_videos(job.out, job.per_class)
+    total = job.per_class * len(MOTIONS)
+    finish(
+        f"made {total:,} videos of {len(MOTIONS)} classes: {job.out}",
+        {"out": str(job.out.absolute()), "classes": len(MOTIONS), "videos": total},
+        job.json,
+    )
+    return 0
+
+
+def make_videos(folder: Path, per_class: int) -> None:
+    """So many videos of each motion, the same ones each time; those that are there already are left alone."""
+    with Bar("drawing", "videos", per_class * len(MOTIONS)) as bar:
+        for motion in MOTIONS:
+            (folder / motion).mkdir(parents=True, exist_ok=True)
+            for number in range(per_class):
+                video = folder / motion / f"{motion}-{number:03}.avi"
+                if not video.exists():
+                    partial = video.with_name(f".{video.stem}.partial.avi")
+                    write_video(
+                        partial, draw_motion(motion, np.random.default_rng([list(MOTIONS).index(motion), number]))
+                    )
+                    partial.replace(video)
+                bar.advance()
 
 
 def draw_motion(motion: str, rng: np.random.Generator) -> np.ndarray:
@@ -109,3 +165,7 @@ def sentences(colour: str, shape: str, first: str, second: str) -> list[str]:
 def directions_in(caption: str) -> list[str]:
     """The directions that a caption names, in its order."""
     return [word for word in caption.replace(",", " ").split() if word in DIRECTIONS]
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(command_line(DemoVideos, __doc__ or "")))

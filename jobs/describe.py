@@ -23,7 +23,7 @@ from rich.table import Table
 
 from grurcn.cost import LevelCost, level_costs
 from grurcn.model import GRURCN, build_model
-from jobs.command import STYLE, Flat, finish, prog, run_command
+from jobs.command import STYLE, Flat, finish, prog, readable_help, run_command
 from jobs.recipes import RECIPES, Recipe
 
 
@@ -43,7 +43,8 @@ def parse(args: list[str] | None = None) -> tuple[str, Describe]:
     """The command line -> (the recipe's name, the job)."""
     recipes = {name: ((recipe.__doc__ or "").strip(), Describe(recipe=recipe())) for name, recipe in RECIPES.items()}
     args = sys.argv[1:] if args is None else args
-    job = tyro.extras.overridable_config_cli(recipes, prog=prog(), description=__doc__, args=args, config=STYLE)
+    with readable_help():
+        job = tyro.extras.overridable_config_cli(recipes, prog=prog(), description=__doc__, args=args, config=STYLE)
     return next(word for word in args if word in RECIPES), job
 
 

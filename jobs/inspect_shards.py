@@ -16,7 +16,7 @@ A data set is a folder or a URL: s3://, gs://, http://. Only `index` writes ther
 
 import tyro
 
-from jobs.command import STYLE, fail, prog, run_command
+from jobs.command import STYLE, fail, prog, readable_help, run_command
 from jobs.inspect_index import MakeIndex, make_index
 from jobs.inspect_info import Info, info
 from jobs.inspect_preview import Preview, preview
@@ -28,7 +28,8 @@ JOBS = {"info": Info, "verify": Verify, "preview": Preview, "index": MakeIndex}
 
 def parse(args: list[str] | None = None) -> Job:
     try:
-        return tyro.extras.subcommand_cli_from_dict(JOBS, prog=prog(), description=__doc__, args=args, config=STYLE)
+        with readable_help():
+            return tyro.extras.subcommand_cli_from_dict(JOBS, prog=prog(), description=__doc__, args=args, config=STYLE)
     except ValueError as error:  # of options that fit together with none
         fail(error, status=2)
         raise

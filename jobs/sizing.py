@@ -8,8 +8,8 @@ peak that training reaches (`python -m jobs.bench model` on your GPU prints its 
 decodes in a second (`python -m jobs.bench read` on your machines, "a second and core"). Decoding, storage and network are taken
 to keep up. Validation, evaluation, start-up and lost machines are not counted; early stopping may end a run sooner.
 
---json FILE holds: recipe, steps, epochs, clips, parameters {trunk, grus, heads, learned}, multiplications {forward, training:
-{trunk, grus, heads}}, gpu_hours, wall_hours, cost, step_seconds, clips_per_second, cores_per_gpu, cores,
+--json FILE holds: recipe, steps, epochs, clips, parameters {trunk, grus, heads, learned}, multiplications {forward, training},
+each of them {trunk, grus, heads}, gpu_hours, wall_hours, cost, step_seconds, clips_per_second, cores_per_gpu, cores,
 storage_bytes_per_second, gradient_bytes_per_step, network_bits_per_second, clip_memory_bytes, shared_memory_bytes,
 checkpoint_bytes, frozen_bytes.
 """
@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grurcn.flops import Multiplications, forward_multiplications, training_multiplications
-from jobs.command import STYLE, Flat, finish, prog, run_command
+from jobs.command import STYLE, Flat, finish, prog, readable_help, run_command
 from jobs.describe import count_parameters
 from jobs.gpus import GpuName, peak_flops
 from jobs.recipes import RECIPES, Recipe
@@ -166,7 +166,8 @@ def parse(args: list[str] | None = None) -> tuple[str, Sizing]:
     """The command line -> (the recipe's name, the job)."""
     recipes = {name: ((recipe.__doc__ or "").strip(), Sizing(recipe=recipe())) for name, recipe in RECIPES.items()}
     args = sys.argv[1:] if args is None else args
-    job = tyro.extras.overridable_config_cli(recipes, prog=prog(), description=__doc__, args=args, config=STYLE)
+    with readable_help():
+        job = tyro.extras.overridable_config_cli(recipes, prog=prog(), description=__doc__, args=args, config=STYLE)
     return next(word for word in args if word in RECIPES), job
 
 

@@ -37,7 +37,7 @@ from cluster.tracking import open_run, tracking_uri, ui_command
 from jobs import captioning, recognition
 from jobs.caption_recipes import CAPTION_RECIPES, CaptionRecipe
 from jobs.captioning import CAPTION_TABLE
-from jobs.command import STYLE, Flat, finish, prog, run_command
+from jobs.command import STYLE, Flat, finish, prog, readable_help, run_command
 from jobs.judgement import Judgement
 from jobs.pictures import Painter, pictures
 from jobs.pretrained import absolute
@@ -127,13 +127,14 @@ def parse(args: list[str] | None = None) -> tuple[str, Job]:
     jobs |= {name: TrainCaptions(recipe=recipe(), shards=tyro.MISSING) for name, recipe in CAPTION_RECIPES.items()}
     docs = {name: (recipe.__doc__ or "").strip() for name, recipe in {**RECIPES, **CAPTION_RECIPES}.items()}
     args = sys.argv[1:] if args is None else args
-    job = tyro.extras.overridable_config_cli(
-        {name: (docs[name], job) for name, job in jobs.items()},
-        prog=prog(),
-        description=__doc__,
-        args=args,
-        config=STYLE,
-    )
+    with readable_help():
+        job = tyro.extras.overridable_config_cli(
+            {name: (docs[name], job) for name, job in jobs.items()},
+            prog=prog(),
+            description=__doc__,
+            args=args,
+            config=STYLE,
+        )
     name = next(word for word in args if word in jobs)
     return name, job
 
