@@ -103,7 +103,7 @@ def main(job: Evaluate) -> int:
 
 
 def check(job: Evaluate, model: Model, index: Index) -> list[tuple[Box, bool]]:
-    """The views, once it is sure that the model and the data fit. Raises OtherData, BadShards or ValueError."""
+    """The views, once it is sure that the model and the data fit. Raises OtherTask, OtherData, BadShards or ValueError."""
     if "classes" not in model.meta:
         raise OtherTask(
             f"{job.run}: a run of captioning, which knows no classes; its captions are scored by python -m jobs.caption"

@@ -429,7 +429,7 @@ def test_selecting_by_meteor_without_java_is_refused_before_anything_starts(vect
 def test_runs_of_one_task_are_not_used_for_the_other(finished, vectors, scenes, shards, storage, recogniser):
     with pytest.raises(OtherTask, match=r"recogniser.*of a run of recognition, which has no words"):
         caption.main(caption.Caption(run=recogniser, shards=str(vectors)))
-    with pytest.raises(evaluate.OtherData, match="a run of captioning, which knows no classes"):
+    with pytest.raises(OtherTask, match="a run of captioning, which knows no classes"):
         evaluate.main(evaluate.Evaluate(run=str(storage / "captions"), shards=str(shards)))
     with pytest.raises(OtherRun, match="one learns captions, the other classes"):
         train.main("small", job(vectors, storage, "recogniser"))
