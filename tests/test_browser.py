@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 pytest.importorskip("playwright", reason="no playwright (pip install 'grurcn[dev]')")
 from browser import browser, needs_browser, screenshot, shows
@@ -51,11 +51,6 @@ def finished(request: pytest.FixtureRequest) -> tuple[str, str]:
     result = run_train(shards, storage, "demo", experiment="demo", register="grurcn-demo")
     assert evaluate.main(evaluate.Evaluate(run=str(storage / "demo"), shards=str(shards), clips=3, views=5)) == 0
     return result["tracking_uri"], result["mlflow_run_id"]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 @contextmanager

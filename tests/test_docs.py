@@ -2,7 +2,6 @@
 
 import json
 import re
-import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from documented import (
     typed_in,
     words_of,
 )
+from ports import free_port
 
 from jobs.demo import make_videos
 
@@ -284,12 +284,6 @@ def test_every_command_of_the_tutorial_is_marked_as_run_as_a_server_or_as_not_ru
             assert not re.search(r"^(\w+=\S+ )?(python|mlflow|curl|make|ray) ", block.text, re.MULTILINE), block
     assert kinds["run"] >= 8
     assert kinds["server"] == 2
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.mark.long

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from servers import environment, s3_server
 
 SCRIPT = Path(__file__).parent.parent / "cluster" / "deploy" / "mlflow" / "server.sh"
@@ -27,11 +28,6 @@ SECRETS = {
     "admin_password": "of-the-administrator",
     "flask_secret_key": "0123456789abcdef0123456789abcdef",
 }
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 class Postgres:

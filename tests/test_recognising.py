@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from mlflow import MlflowClient
+from ports import free_port
 from test_train import TINY, run_train
 
 from cluster.models import download_model
@@ -215,12 +215,6 @@ def test_a_model_is_used_where_there_is_no_ray_deepspeed_or_mlflow(packaged, fil
     assert done.returncode == 0, done.stderr[-2000:]
     values = sorted(map(float, done.stdout.split()))
     assert values == pytest.approx(sorted(wanted[key].values()), rel=1e-4)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
