@@ -8,7 +8,7 @@ workers. Captions and their scores go to RUN/captions/SPLIT-beamN/: captions.par
 references, and its scores) and result.json; the scores also go to the MLflow run that made the model, with a table of captions.
 
 --json FILE holds: run, checkpoint, step, split, videos, beam, scores {bleu1 ... cider}, captions, mlflow_run_id, tracking_uri,
-seconds.
+seconds, and with --decoders decoded_at {address: videos}.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ from grurcn.beam import beam_search
 from jobs.caption_scores import METRICS, CaptionScores, caption_scores, check_installed
 from jobs.captioning import CAPTION_TABLE, Trained, as_table, check_task, load_captioner, segments_of
 from jobs.command import Flat, command_line, finish, run_command
+from jobs.decoders import check_decoders, decoders_of, in_words, told
 from jobs.encoding import check_same
 from jobs.scores import RESULT, copy_into
 from shards.captions import CaptionBatch, evaluation_captions
@@ -65,6 +66,9 @@ class Caption:
     """auto: fp32 on a CPU, bf16 on a GPU that has it, else fp16."""
     on: Annotated[Workers, Flat] = field(default_factory=Workers)
     reading: Annotated[Reading, Flat] = field(default_factory=Reading)
+    decoders: int = 0
+    """Ray tasks, one core each, that read and decode videos for the workers; 0: each worker decodes what it describes, with
+    its --decode-threads."""
     json: Path | None = None
     """Write the result as JSON to this file."""
 
@@ -78,6 +82,7 @@ def main(job: Caption) -> int:
     started = time.monotonic()
     model, index = load_best(absolute_url(job.run)), Index(job.shards, job.split)
     check(job, model, index)
+    check_decoders(job.decoders, job.on)
     beam = job.beam or model.meta["recipe"]["beam"]
     worker_job = {
         "checkpoint": model.checkpoint.url,
@@ -86,6 +91,7 @@ def main(job: Caption) -> int:
         "beam": beam,
         "precision": job.precision,
         "reading": dataclasses.asdict(job.reading),
+        "decoders": job.decoders,
     }
     with Bar("describing", "videos", len(index)) as bar:
 
@@ -94,11 +100,12 @@ def main(job: Caption) -> int:
             if "event" in news:
                 bar.say(news["event"])
 
-        rows = run_workers(caption_worker, worker_job, job.on, listen)["rows"]
+        found = run_workers(caption_worker, worker_job, job.on, listen)
+    rows = found.pop("rows")
     scores = caption_scores(
         {row["key"]: row["references"] for row in rows}, {row["key"]: row["caption"] for row in rows}, METRICS
     )
-    conclude(job, model, beam, rows, scores, time.monotonic() - started)
+    conclude(job, model, beam, rows, found, scores, time.monotonic() - started)
     return 0
 
 
@@ -117,6 +124,7 @@ def caption_worker(job: dict[str, Any]) -> dict[str, Any]:
     """This rank's videos -> the captions of all ranks' videos: rows (key, caption, log_prob, references)."""
     trained = load_captioner(job["checkpoint"], job["device"])
     index, world_size = Index(job["shards"], job["split"]), dist.get_world_size()
+    decoders = decoders_of(job["decoders"], index)
     batches = evaluation_captions(
         index,
         segments_of(trained.meta["encoder"]),
@@ -124,6 +132,7 @@ def caption_worker(job: dict[str, Any]) -> dict[str, Any]:
         rank=dist.get_rank(),
         world_size=world_size,
         reading=Reading(**job["reading"]),
+        elsewhere=decoders,
     )
     rows: list[dict[str, Any]] = []
     with closing(batches):
@@ -131,7 +140,7 @@ def caption_worker(job: dict[str, Any]) -> dict[str, Any]:
             with autocast(job["precision"], job["device"]):
                 rows += describe(trained, batch.to(job["device"]), job["beam"])
             job["tell"]({"videos": int((batch.weight > 0).sum())})
-    return {"rows": all_rows(rows)}
+    return {"rows": all_rows(rows), **told(decoders)}
 
 
 @torch.inference_mode()
@@ -150,7 +159,13 @@ def describe(trained: Trained, batch: CaptionBatch, beam: int) -> list[dict[str,
 
 
 def conclude(
-    job: Caption, model: Model, beam: int, rows: list[dict[str, Any]], scores: CaptionScores, seconds: float
+    job: Caption,
+    model: Model,
+    beam: int,
+    rows: list[dict[str, Any]],
+    found: dict[str, Any],
+    scores: CaptionScores,
+    seconds: float,
 ) -> None:
     """Writes captions and scores, logs to MLflow and says what came out."""
     store = model.checkpoint.store  # of the run
@@ -163,6 +178,7 @@ def conclude(
         "videos": len(rows),
         "beam": beam,
         "scores": scores.total,
+        **found,
         "captions": f"{store.url}/{name}/{FILE}",
         "mlflow_run_id": model.meta["mlflow_run_id"],
         "tracking_uri": model.meta["tracking_uri"],
@@ -186,7 +202,7 @@ def conclude(
     said = ", ".join(f"{title} {scores.total[key]:.4f}" for key, title in SHOWN.items() if key in scores.total)
     finish(
         f"described {len(rows):,} {job.split} videos with the model of {store.url} (step {model.step:,}), beam {beam}, in "
-        f"{duration(seconds)}: {said}; captions in {store.url}/{name}",
+        f"{duration(seconds)}{in_words(result)}: {said}; captions in {store.url}/{name}",
         result,
         job.json,
     )

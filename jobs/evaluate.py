@@ -2,15 +2,18 @@
 
     python -m jobs.evaluate --run runs/gru-rcn --shards data/ucf101
     python -m jobs.evaluate --run runs/gru-rcn --shards data/ucf101 --clips 5 --views 5 --workers 2
+    python -m jobs.evaluate --run runs/gru-rcn --shards data/ucf101 --workers 8 --decoders 96
 
 The probabilities of all clips and views of a video are averaged. Each video counts once over any number of workers, and its
-frames are decoded once. Scores go to RUN/evaluations/SPLIT-CLIPSxVIEWS/: scores.parquet (a row a video: key, label, class,
+frames are decoded once: by the worker that scores it, or, with --decoders, by Ray tasks that take the cores of machines
+without GPUs first. Scores go to RUN/evaluations/SPLIT-CLIPSxVIEWS/: scores.parquet (a row a video: key, label, class,
 predicted, scores, and those of each level), result.json, and pictures: confusion.png, classes.png, levels.png (what each level
 contributes) and mistakes.png (the videos it was most wrong about). All of it also goes to the MLflow run that made the model.
 jobs.fuse adds the scores of several models.
 
 --json FILE holds: run, checkpoint, step, split, videos, clips, views, top1, top5, loss, per_class {class: {videos, top1}},
-per_level {level: {top1, top1_without, probability}}, scores, mlflow_run_id, tracking_uri, seconds.
+per_level {level: {top1, top1_without, probability}}, decoded_at {address: videos} where --decoders did it, scores, mlflow_run_id,
+tracking_uri, seconds.
 """
 
 import dataclasses
@@ -30,6 +33,7 @@ from cluster.runs import Model, load_best
 from cluster.tracking import check_reachable
 from grurcn.loss import Tally
 from jobs.command import Flat, command_line, finish, run_command
+from jobs.decoders import check_decoders, decoders_of, in_words, told
 from jobs.pictures import pictures
 from jobs.recipes import Recipe
 from jobs.recogniser import OtherTask, Recogniser, level_names
@@ -64,6 +68,9 @@ class Evaluate:
     """auto: fp32 on a CPU, bf16 on a GPU that has it, else fp16."""
     on: Annotated[Workers, Flat] = field(default_factory=Workers)
     reading: Annotated[Reading, Flat] = field(default_factory=Reading)
+    decoders: int = 0
+    """Ray tasks, one core each, that read and decode videos for the workers; 0: each worker decodes what it scores, with its
+    --decode-threads."""
     json: Path | None = None
     """Write the result as JSON to this file."""
 
@@ -77,6 +84,7 @@ def main(job: Evaluate) -> int:
     started = time.monotonic()
     model, index = load_best(absolute_url(job.run)), Index(job.shards, job.split)
     views = check(job, model, index)
+    check_decoders(job.decoders, job.on)
     check_reachable(model.meta["tracking_uri"])
     worker_job = {
         "checkpoint": model.checkpoint.url,
@@ -87,6 +95,7 @@ def main(job: Evaluate) -> int:
         "clips_at_once": job.clips_at_once,
         "precision": job.precision,
         "reading": dataclasses.asdict(job.reading),
+        "decoders": job.decoders,
     }
     with Bar("evaluating", "videos", len(index)) as bar:
 
@@ -125,6 +134,7 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
     """This rank's videos -> the scores of all ranks' videos: rows (key, label, scores, levels) and sums over them."""
     recogniser = Recogniser.of(load_best(job["checkpoint"]), job["device"], job["precision"])
     index = Index(job["shards"], job["split"])
+    decoders = decoders_of(job["decoders"], index)
     tally, rows = Tally(job["device"]), []
     for _, batch in evaluation_batches(
         index,
@@ -134,6 +144,7 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         reading=Reading(**job["reading"]),
+        elsewhere=decoders,
     ):
         if not batch.weight[0]:
             continue  # padding
@@ -154,7 +165,7 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
         )
         job["tell"]({"videos": 1})
     rows = all_rows(rows)
-    return {**tally.read(), "videos": len(rows), "rows": rows}
+    return {**tally.read(), "videos": len(rows), "rows": rows, **told(decoders)}
 
 
 def conclude(
@@ -202,8 +213,8 @@ def conclude(
     which = "best model" if model.best else "newest model"
     finish(
         f"evaluated the {which} of {store.url} (step {model.step:,}) on {result['videos']:,} {job.split} videos, {job.clips} "
-        f"clips x {job.views} views, in {duration(seconds)}: top-1 {result['top1']:.4f}, top-5 {result['top5']:.4f}; scores and "
-        f"per-class accuracy in {place}",
+        f"clips x {job.views} views, in {duration(seconds)}{in_words(result)}: top-1 {result['top1']:.4f}, top-5 "
+        f"{result['top5']:.4f}; scores and per-class accuracy in {place}",
         result,
         job.json,
     )

@@ -33,7 +33,17 @@ from shards.index import DatasetInfo, Index, Sample
 from shards.order import CAPTION_OF_PAIR, PADDING, Order, lanes_of, random_rows
 from shards.scan import BadSample, captions_in
 from shards.store import BadShards, FolderStore, Store
-from shards.stream import Reading, Source, batched, keep_freed_memory, lane_numbers, read_video, shards_held
+from shards.stream import (
+    Elsewhere,
+    Reading,
+    Source,
+    batched,
+    decode_elsewhere,
+    keep_freed_memory,
+    lane_numbers,
+    read_video,
+    shards_held,
+)
 from shards.threads import ahead, ordered_map
 from shards.video import BadVideo, read_frames
 
@@ -117,6 +127,7 @@ def evaluation_captions(
     rank: int = 0,
     world_size: int = 1,
     reading: Reading | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Batches:
     """This rank's part of one pass over a split: every video once, with all its captions.
 
@@ -125,17 +136,31 @@ def evaluation_captions(
     order = Order([shard.samples for shard in index.shards], global_batch, seed=None)
     lanes = lanes_of(rank, world_size, global_batch)
     source = partial(evaluation_source, index, order, lanes)
-    return caption_batches(source, index, segments, len(lanes), reading or Reading())
+    return caption_batches(source, index, segments, len(lanes), reading or Reading(), elsewhere)
 
 
-def caption_batches(source: Source, index: Index, segments: Segments, batch_size: int, reading: Reading) -> Batches:
+def caption_batches(
+    source: Source,
+    index: Index,
+    segments: Segments,
+    batch_size: int,
+    reading: Reading,
+    elsewhere: Elsewhere | None = None,
+) -> Batches:
     """The pipeline: the samples of a source -> ((epoch, step), CaptionBatch)."""
     keep_freed_memory()
     index.hold(shards_held(batch_size))
+    if elsewhere:
+        function = partial(read_and_decode, segments)
+        decoded = [partial(decode_elsewhere, function=function, elsewhere=elsewhere, batch_size=batch_size)]
+    else:
+        decoded = [
+            partial(read_samples, index=index, reading=reading, batch_size=batch_size),
+            partial(decode_samples, index=index, segments=segments, reading=reading, batch_size=batch_size),
+        ]
     yield from DataPipeline(
         source,
-        partial(read_samples, index=index, reading=reading, batch_size=batch_size),
-        partial(decode_samples, index=index, segments=segments, reading=reading, batch_size=batch_size),
+        *decoded,
         partial(batched, batch_size=batch_size, join=collate),
         partial(ahead, depth=reading.batches_ahead),
     )
@@ -246,6 +271,11 @@ def decode_samples(
     """The same items, in order, each with what is seen of it: `decode_threads` of them are decoded at the same time."""
     in_flight = max(reading.decode_threads, batch_size)
     yield from ordered_map(partial(decode_sample, index, segments), items, reading.decode_threads, in_flight)
+
+
+def read_and_decode(segments: Segments, index: Index, item: dict[str, Any]) -> dict[str, Any]:
+    """Adds what is seen of the video, and its captions."""
+    return decode_sample(index, segments, read_sample(index.shard_store, item))
 
 
 def decode_sample(index: Index, segments: Segments, item: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@
     batch       -> ClipBatch                                                  these lanes' part of the global batch
     ahead       the stages above run this many batches ahead                  a thread
 
+In evaluation, reading and decoding may also be done elsewhere, by other processes on other machines.
+
 Samples travel as dicts, as in any webdataset pipeline; stages of a user's own go between decode and batch. Threads and
 not processes: PyAV lets go of Python's lock while it decodes, nothing is forked inside a Ray worker, and the order of
 samples is kept whatever the threads do.
@@ -18,7 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +43,18 @@ DRAWN_AT_ONCE = 128  # samples of consecutive steps: step by step would take lon
 
 Stage = Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]]
 Source = Callable[[], Iterator[dict[str, Any]]]
+
+
+class Elsewhere(Protocol):
+    """Processes that read and decode samples in place of this one."""
+
+    at_once: int  # how many samples
+
+    def __call__(
+        self, function: Callable[[Index, dict[str, Any]], dict[str, Any]], item: dict[str, Any]
+    ) -> dict[str, Any]:
+        """function(the index, item), computed there; several threads call it. Raises what the function raised."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +135,8 @@ def evaluation_batches(
     rank: int = 0,
     world_size: int = 1,
     reading: Reading | None = None,
-) -> Iterator[tuple[tuple[int, int], ClipBatch]]:
+    elsewhere: Elsewhere | None = None,
+) -> Generator[tuple[tuple[int, int], ClipBatch], None, None]:
     """This rank's part of one pass over a split: every video once, `num_clips` equally spaced clips of each.
 
     A batch holds the clips of global_batch / world_size videos, video by video, centre view; all ranks get equally many
@@ -131,7 +146,7 @@ def evaluation_batches(
     order = Order([shard.samples for shard in index.shards], global_batch, seed=None)
     lanes = lanes_of(rank, world_size, global_batch)
     source = partial(evaluation_source, index, clips, order, lanes, num_clips)
-    return clip_batches(source, index, len(lanes), reading or Reading(), ())
+    return clip_batches(source, index, len(lanes), reading or Reading(), (), elsewhere)
 
 
 def clip_batches(
@@ -140,14 +155,21 @@ def clip_batches(
     batch_size: int,
     reading: Reading,
     stages: Sequence[Stage],
+    elsewhere: Elsewhere | None = None,
 ) -> Generator[tuple[tuple[int, int], ClipBatch], None, None]:
     """The pipeline: the samples of a source -> ((epoch, step), ClipBatch)."""
     keep_freed_memory()
     index.hold(shards_held(batch_size))
+    if elsewhere:
+        decoded = [partial(decode_elsewhere, function=read_and_decode, elsewhere=elsewhere, batch_size=batch_size)]
+    else:
+        decoded = [
+            partial(read_videos, index=index, reading=reading, batch_size=batch_size),
+            partial(decode_clips, index=index, reading=reading, batch_size=batch_size),
+        ]
     yield from DataPipeline(
         source,
-        partial(read_videos, index=index, reading=reading, batch_size=batch_size),
-        partial(decode_clips, index=index, reading=reading, batch_size=batch_size),
+        *decoded,
         *stages,
         partial(batched, batch_size=batch_size, join=collate),
         partial(ahead, depth=reading.batches_ahead),
@@ -252,6 +274,21 @@ def decode_clips(
     """The same items, in order, each with its clip's planes: `decode_threads` of them are decoded at the same time."""
     in_flight = max(reading.decode_threads, batch_size)
     yield from ordered_map(partial(decode_clip, index), items, reading.decode_threads, in_flight)
+
+
+def decode_elsewhere(
+    items: Iterator[dict[str, Any]],
+    function: Callable[[Index, dict[str, Any]], dict[str, Any]],
+    elsewhere: Elsewhere,
+    batch_size: int,
+) -> Generator[dict[str, Any], None, None]:
+    """function(index, item) of the same items, in order, computed by other processes."""
+    yield from ordered_map(partial(elsewhere, function), items, elsewhere.at_once, max(elsewhere.at_once, batch_size))
+
+
+def read_and_decode(index: Index, item: dict[str, Any]) -> dict[str, Any]:
+    """Adds the clip's planes."""
+    return decode_clip(index, read_video(index.shard_store, item))
 
 
 def read_video(store: Store, item: dict[str, Any]) -> dict[str, Any]:

@@ -242,14 +242,18 @@ class Host:
             return False
         return True
 
-    def start(self) -> None:
-        """Starts the Ray node. The cluster knows of it some seconds later: Cluster.wait_for_nodes."""
+    def start(self, gpus: int = 0) -> None:
+        """Starts the Ray node. The cluster knows of it some seconds later: Cluster.wait_for_nodes.
+
+        gpus: that it says it has, whatever is there.
+        """
         head = self.cluster.head
         role = ["--address", f"{head.address}:{RAY_PORT}"]
         if self is head:
             role = ["--head", "--port", str(RAY_PORT), "--dashboard-host", self.address]
         self.serve("ray", [
-            "ray", "start", *role, "--node-ip-address", self.address, "--num-cpus", "1", "--block",
+            "ray", "start", *role, "--node-ip-address", self.address, "--num-cpus", "1",
+            "--num-gpus", str(gpus), "--block",
             "--temp-dir", str(self.folder / "ray"), "--object-store-memory", "100000000", "--disable-usage-stats",
         ])  # fmt: skip
 
