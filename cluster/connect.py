@@ -8,6 +8,8 @@ import socket
 import ray
 from ray.exceptions import RayError
 
+from cluster.progress import first_line
+
 CONNECT_SECONDS = 5.0
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker is seen at the controller's next look: 2 s by default
@@ -41,9 +43,8 @@ def start_ray() -> None:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, RayError) as error:
         address = os.environ.get("RAY_ADDRESS", "this machine")
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise NoCluster(
-            f"no Ray cluster at {address} ({first_line}); start one with: ray start --head, or unset RAY_ADDRESS"
+            f"no Ray cluster at {address} ({first_line(error)}); start one with: ray start --head, or unset RAY_ADDRESS"
         ) from None
 
 

@@ -1,8 +1,9 @@
-"""What a person sees while a job runs: a bar with rate and time left on a terminal, plain lines in a log."""
+"""What a person sees while a job runs: a bar with rate and time left on a terminal, plain lines in a log; errors in a line."""
 
 import sys
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -55,6 +56,12 @@ class Bar:
             self.last_line = now
             print(self.as_line(now), flush=True)
 
+    def hear(self, news: dict[str, Any]) -> None:
+        """What workers tell (launch.run_workers) as they get through a split: how many more videos, and what happened."""
+        self.move_to(min(self.total, self.done + news.get("videos", 0)))
+        if "event" in news:
+            self.say(news["event"])
+
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
         self.progress.console.print(line, markup=False, highlight=False) if self.terminal else print(line, flush=True)
@@ -73,3 +80,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02}m"
+
+
+def first_line(error: BaseException) -> str:
+    """An error in a line: the first one that it says, else its kind."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -21,8 +21,9 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from cluster.progress import first_line
 from cluster.runs import RunFolder
-from cluster.sending import Entry, Package, Sender, first_line, is_passing, now, plain
+from cluster.sending import Entry, Package, Sender, is_passing, now, plain
 from cluster.tracking import NoTracking
 from shards.store import BadShards, NoFile
 

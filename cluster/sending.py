@@ -17,6 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from cluster.checkpoint import FROZEN, Checkpoint
 from cluster.models import BEST, CHECKPOINT, MODEL_FOLDER, Models
+from cluster.progress import first_line
 from cluster.runs import RunFolder, export_best, step_of
 from shards.store import BadShards
 
@@ -177,7 +178,3 @@ def is_passing(error: Exception) -> bool:
     else:
         return False
     return status >= 500 or status in (401, 404, 408, 409, 429)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

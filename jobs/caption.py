@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.agree import all_rows
-from cluster.launch import News, Workers, run_workers
+from cluster.launch import Workers, run_workers
 from cluster.precision import autocast
 from cluster.progress import Bar, duration
 from cluster.report import Report
@@ -94,13 +94,7 @@ def main(job: Caption) -> int:
         "decoders": job.decoders,
     }
     with Bar("describing", "videos", len(index)) as bar:
-
-        def listen(news: News) -> None:
-            bar.move_to(min(len(index), bar.done + news.get("videos", 0)))
-            if "event" in news:
-                bar.say(news["event"])
-
-        found = run_workers(caption_worker, worker_job, job.on, listen)
+        found = run_workers(caption_worker, worker_job, job.on, bar.hear)
     rows = found.pop("rows")
     scores = caption_scores(
         {row["key"]: row["references"] for row in rows}, {row["key"]: row["caption"] for row in rows}, METRICS

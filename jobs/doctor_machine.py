@@ -30,6 +30,7 @@ import psutil
 import torch
 
 import shards.store as stores
+from cluster.progress import first_line
 from jobs.doctor_device import Devices, Trial
 from shards.index import read_dataset
 from shards.store import BadShards, BadUrl, absolute_url, open_store
@@ -324,7 +325,7 @@ def read_shards(url: str) -> Reading:
 def words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)
 
 
 def absolute_order(storage: str, shards: str | None, mark: str) -> Order:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster.progress import first_line
 from jobs.doctor_access import is_loopback, open_port
 from jobs.doctor_findings import Finding, ok, warning, wrong
 from jobs.doctor_machine import Facts
@@ -114,10 +115,6 @@ def address_of(uri: str) -> str | None:
 def without_password(uri: str) -> str:
     parts = urlsplit(uri)
     return uri if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def judge_tracking(tracking: Tracking, machines: list[Facts]) -> list[Finding]:

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import torch.distributed as dist
 
 from cluster.agree import all_rows
-from cluster.launch import News, Workers, run_workers
+from cluster.launch import Workers, run_workers
 from cluster.progress import Bar, duration
 from cluster.report import Report
 from cluster.runs import Model, load_best
@@ -98,13 +98,7 @@ def main(job: Evaluate) -> int:
         "decoders": job.decoders,
     }
     with Bar("evaluating", "videos", len(index)) as bar:
-
-        def listen(news: News) -> None:
-            bar.move_to(min(len(index), bar.done + news.get("videos", 0)))
-            if "event" in news:
-                bar.say(news["event"])
-
-        result = run_workers(evaluate_worker, worker_job, job.on, listen)
+        result = run_workers(evaluate_worker, worker_job, job.on, bar.hear)
     recipe = Recipe.from_dict(model.meta["recipe"])
     scores = Scores(index.info.classes, result.pop("rows"), level_names(recipe))
     conclude(job, model, index, scores, result, time.monotonic() - started)

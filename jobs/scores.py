@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from cluster.progress import first_line
 from cluster.runs import write_json
 from grurcn.loss import Tally
 from jobs.judgement import Judgement
@@ -158,10 +159,6 @@ def scores_file(path: Path) -> Path:
 
 def rows_of(table: pa.Table) -> list[Row]:
     return [Row(key=row["key"], label=row["label"], scores=row["scores"]) for row in table.to_pylist()]
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check(file: Path, scores: Scores) -> None:

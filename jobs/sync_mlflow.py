@@ -14,9 +14,9 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from cluster.progress import first_line
 from cluster.report import UNSENT, Report, read_entries
 from cluster.runs import IDENTITY, Identity, RunFolder
-from cluster.sending import first_line
 from cluster.tracking import NoTracking, check_reachable, ui_command
 from jobs.command import command_line, finish, run_command
 from jobs.pyfunc import save_pyfunc
