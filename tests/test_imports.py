@@ -36,7 +36,7 @@ ALLOWED_IN = {
     "jobs/export.py": {"onnx", "onnxruntime", "onnxscript"},
     "jobs/doctor_findings.py": {"packaging"},
     "jobs/preview.py": {"PIL"},
-    "jobs/overlay.py": {"PIL"},
+    "jobs/overlay_picture.py": {"PIL"},
     "jobs/caption_scores.py": {"pycocoevalcap"},
     "jobs/bench_read.py": {"webdataset", "imageio_ffmpeg"},  # the peers that it measures
     "jobs/bench_pack.py": {"imageio_ffmpeg"},

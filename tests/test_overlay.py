@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from grurcn.model import GRURCN, ModelConfig, build_model
 from jobs.heat import HeatPainter, onto_line, shown_steps, votes_and_changes
 from jobs.inputs import model_input
-from jobs.overlay import COLOURS, OTHERS, Drawing, Layout, Told, legend_of, overlay, runs, shade, sliding_clips, ticks
+from jobs.overlay import overlay, sliding_clips
+from jobs.overlay_picture import COLOURS, OTHERS, Drawing, Layout, Told, legend_of, runs, shade, ticks
 from jobs.recipes import Recipe
 from jobs.recogniser import Recogniser
 from shards.clips import ClipConfig
