@@ -27,7 +27,7 @@ demo: venv
 	$(BIN)/python -m jobs.demo
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-long: venv
 	$(BIN)/python -m pytest -m long

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # Set before anything imports a numerics library: on few cores, threads that spin in wait take time from the others.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["RAY_ADDRESS"] = "local"  # a Ray of our own, also beside one that runs on this machine
 

@@ -142,6 +142,7 @@ def test_a_batch_that_loader_workers_cannot_share_is_refused():
 # Reading
 
 
+@pytest.mark.long
 def test_reading_is_measured_beside_the_usual_way_and_the_limit(tmp_path, capsys):
     job = Read(
         num_videos=3, seconds=1, frames=4, batch=2, batches=2, repeats=1, small_videos=6, small_batches=20,
@@ -206,6 +207,7 @@ def test_packing_is_set_beside_bare_ffmpeg_and_its_memory_beside_four_times_the_
     assert [row["times the first"] > 0 for row in memory] == [True, True]
 
 
+@pytest.mark.long
 def test_training_is_measured_with_its_loader_and_without_and_from_a_slow_store(tmp_path):
     json_file = tmp_path / "train.json"
     job = TrainBench(

@@ -70,6 +70,7 @@ def test_the_meteor_of_a_set_is_the_one_that_others_published_for_it_to_the_prin
 
 
 @needs_java
+@pytest.mark.long
 def test_meteor_is_what_the_caption_scripts_own_wrapper_gives():
     from pycocoevalcap.meteor.meteor import Meteor
 

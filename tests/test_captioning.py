@@ -297,6 +297,7 @@ def test_a_split_is_described_and_scored(finished, vectors, storage, tmp_path):
     assert metrics["test/bleu4"] == pytest.approx(wanted["bleu4"])
 
 
+@pytest.mark.long
 def test_videos_are_described_as_their_vectors_are(finished, vectors, scenes, storage, tmp_path):
     found = []
     for shards in (vectors, scenes):
@@ -308,6 +309,7 @@ def test_videos_are_described_as_their_vectors_are(finished, vectors, scenes, st
 
 
 @needs_data
+@pytest.mark.long
 def test_real_clips_go_from_their_files_to_scores(storage, tmp_path):
     """Four MSVD clips and their captions, seen by MobileNetV2 with ImageNet's weights."""
     weights = next((DATA / "weights").glob("mobilenet_v2*"))

@@ -210,7 +210,7 @@ def test_a_run_and_its_files_outlive_the_server_and_nothing_is_shown_without_a_l
                 assert answer(url + place, ("admin", "password1234"))[0] == 401
                 assert answer(url + place, login)[0] == 200
             run_id = tell(folder, url)
-            shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+            shown = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
             assert "mlflow.server" in shown
             assert not [secret for secret in SECRETS.values() if secret in shown]
         # Again, by PostgreSQL's socket this time.

@@ -177,7 +177,7 @@ def test_any_data_set_gives_the_same_pixels_to_any_workers_and_after_any_interru
             assert len(samples) == steps * global_batch > len(entries) - global_batch
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_an_evaluation_of_any_data_set_by_any_workers_shows_each_video_once(stored, tmp_path, data):
     entries = stored[: data.draw(st.integers(1, 13), "samples")]

@@ -278,6 +278,7 @@ def test_a_run_that_is_killed_while_mlflow_is_away_goes_on_and_tells_every_step_
     check_whole(run)
 
 
+@pytest.mark.long
 def test_a_training_goes_on_while_its_server_is_killed_and_started_again(server, shards, tmp_path, capsys):
     def start() -> None:
         wait_until(lambda: 12 in kept_steps(RunFolder(str(tmp_path / "restarted"))))
@@ -298,6 +299,7 @@ def sync(run: RunFolder) -> int:
     return end.value.code
 
 
+@pytest.mark.long
 def test_what_a_training_could_not_tell_is_sent_by_a_command_once_the_server_is_back(
     server, shards, tmp_path, monkeypatch, capsys
 ):

@@ -102,9 +102,29 @@ def test_rows_that_were_not_run_and_scores_that_need_java_say_so():
 
 
 @pytest.mark.cluster
-def test_rows_are_searched_trained_and_scored_and_nothing_is_done_twice(scenes, recogniser, tmp_path, capfd):
-    file = tmp_path / "table.json"
-    job = table(scenes, tmp_path / "runs", recogniser, json=file)
+@pytest.mark.long
+def test_a_table_that_was_killed_goes_on_to_all_its_rows_and_nothing_is_done_twice(scenes, recogniser, tmp_path, capfd):
+    """SIGKILL for the driver and all that it started, once a training has a checkpoint; then the same command, twice."""
+    runs, file = tmp_path / "runs", tmp_path / "table.json"
+    command = [
+        sys.executable, "-m", "jobs.table2", "--shards", str(scenes), "--storage", str(runs), "--frame", recogniser, "--states",
+        recogniser, "--rows", "frame", "states", "--samples", "2", "--hidden", "8", "12", "--embedding", "6", "--segments", "2",
+        "3", "--num-steps", "40", "--val-every", "10", "--global-batch", "8", "--optimizer", "adam", "--learning-rate", "0.01",
+        "--weight-decay", "0", "--dropout", "0.1", "--beam", "2", "--json", str(file),
+    ]  # fmt: skip
+    folders = [RunFolder(str(runs / f"table2-{row}-{number:02}")) for row in ("frame", "states") for number in range(2)]
+    with subprocess.Popen(
+        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        until = time.monotonic() + 200
+        while not any(run.checkpoints() for run in folders) and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.1)
+        assert any(run.checkpoints() for run in folders)
+        os.killpg(process.pid, signal.SIGKILL)
+    begun = {run.url: run.identity() for run in folders if run.identity()}
+    assert begun
+
+    job = table(scenes, runs, recogniser, json=file, changes=dataclasses.replace(SMALL, num_steps=40, val_every=10))
     assert main(job) == 0
     first = json.loads(file.read_text())
     rows = {(row["row"], row["select"]): row for row in first["rows"]}
@@ -114,49 +134,22 @@ def test_rows_are_searched_trained_and_scored_and_nothing_is_done_twice(scenes, 
     for row in done:
         assert set(METRICS) - {"meteor"} <= row["scores"].keys()
         assert row["best"]["validation"] == max(trial["validation"] for trial in row["trials"])
-        sizes = RunFolder(f"{tmp_path}/runs/{row['best']['run']}").identity()
+        sizes = RunFolder(f"{runs}/{row['best']['run']}").identity()
         assert sizes is not None
         assert sizes.recipe["decoder"]["hidden"] == row["best"]["hidden"]
-        assert sizes.tracking_uri == tracking_uri(tmp_path / "runs")
+        assert sizes.tracking_uri == tracking_uri(runs)
+    for run in folders:
+        assert (run.result() or {})["steps"] == 40
+    assert begun == {url: RunFolder(url).identity() for url in begun}  # gone on with, not begun again
     for name in ("table2.md", "table2.png", "table2.json"):
-        assert (tmp_path / "runs" / "table2" / name).stat().st_size
-    checkpoints = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")}
+        assert (runs / "table2" / name).stat().st_size
+
+    checkpoints = {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")}
     capfd.readouterr()
     assert main(job) == 0
     assert json.loads(file.read_text()) == first
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.safetensors")} == checkpoints
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("*.safetensors")} == checkpoints
     assert "described" not in capfd.readouterr().out
-
-
-@pytest.mark.cluster
-@pytest.mark.long
-def test_a_search_that_was_killed_goes_on(scenes, recogniser, tmp_path):
-    """SIGKILL for the driver and all that it started, once the first training has a checkpoint; then the same command."""
-    command = [
-        sys.executable, "-m", "jobs.table2", "--shards", str(scenes), "--storage", str(tmp_path / "runs"), "--states", recogniser,
-        "--rows", "states", "--samples", "2", "--hidden", "8", "12", "--embedding", "6", "--segments", "2", "--num-steps", "150",
-        "--val-every", "10", "--global-batch", "8", "--optimizer", "adam", "--learning-rate", "0.01", "--weight-decay", "0",
-        "--json", str(tmp_path / "table.json"),
-    ]  # fmt: skip
-    folders = [RunFolder(str(tmp_path / "runs" / f"table2-states-{number:02}")) for number in range(2)]
-    with subprocess.Popen(
-        command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
-        until = time.monotonic() + 200
-        while not any(run.checkpoints() for run in folders) and process.poll() is None and time.monotonic() < until:
-            time.sleep(0.1)
-        assert any(run.checkpoints() for run in folders)
-        os.killpg(process.pid, signal.SIGKILL)
-    began = {run.url: run.checkpoints()[-1].name for run in folders if run.checkpoints()}
-    identities = [run.identity() for run in folders]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=400)
-    [row] = [row for row in json.loads((tmp_path / "table.json").read_text())["rows"] if row["scores"]]
-    assert len(row["trials"]) == 2
-    for run, before in zip(folders, identities, strict=True):
-        assert (run.result() or {})["steps"] == 150
-        if before is not None:
-            assert run.identity() == before
-    assert began
 
 
 # What is refused
