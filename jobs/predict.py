@@ -142,9 +142,8 @@ class Classes:
 
     def answer(self, video: Path, seen: tuple[Any, torch.Tensor]) -> Answer:
         frames, planes = seen
-        bound = torch.full((len(frames),), self.packing.flow_bound)
-        levels = self.recogniser.votes(planes, bound, self.views, self.job.clips_at_once)
-        return Answer(row={"video": str(video), **self.row(Recognised(frames=frames, levels=levels))})
+        found = self.recogniser.judge(frames, planes, self.views, self.job.clips_at_once)
+        return Answer(row={"video": str(video), **self.row(found)})
 
     def row(self, found: Recognised) -> dict[str, Any]:
         classes = self.recogniser.classes

@@ -95,13 +95,11 @@ class Recogniser:
 
         Raises BadVideo if a frame of it does not decode.
         """
-        return self.recognise_at(
-            video, evaluation_clips(video.num_frames, clips, self.recipe.clips), self.views(views), at_once
-        )
+        frames = evaluation_clips(video.num_frames, clips, self.recipe.clips)
+        return self.judge(frames, self.read(video, frames), self.views(views), at_once)
 
-    def recognise_at(self, video: Stored, frames: np.ndarray, views: Sequence[View], at_once: int = 25) -> Recognised:
-        """A stored video by the clips of frames (N, F)."""
-        planes = self.read(video, frames)
+    def judge(self, frames: np.ndarray, planes: Tensor, views: Sequence[View], at_once: int = 25) -> Recognised:
+        """A video by its clips of frames (N, F), of which `read` gave the planes."""
         bound = torch.full((len(frames),), self.packing.flow_bound)
         return Recognised(frames=frames, levels=self.votes(planes, bound, views, at_once))
 
