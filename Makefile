@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help venv demo test test-long test-multihost lint audit clean
+.PHONY: help venv demo test test-long test-nightly test-multihost lint audit clean
 
 help:
-	@echo "make demo             set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (about 3 minutes)"
+	@echo "make demo             set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (3 to 5 minutes)"
 	@echo "make test             set up, then the whole test suite"
 	@echo "make test-long        set up, then the tests that kill and start again for minutes"
+	@echo "make test-nightly     set up, then property tests with many more examples, and the captioning demo (15 minutes)"
 	@echo "make test-multihost   set up, then the tests on three Ray nodes in network namespaces (as root; needs iptables)"
 	@echo "make lint             formatting, lint and types"
 	@echo "make audit            look up the pinned packages' known vulnerabilities"
@@ -31,6 +32,9 @@ test: venv
 
 test-long: venv
 	$(BIN)/python -m pytest -m long
+
+test-nightly: venv
+	$(BIN)/python -m pytest -m nightly
 
 test-multihost: venv
 	$(BIN)/python -m pytest -m multihost tests/multihost

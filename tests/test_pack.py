@@ -221,7 +221,7 @@ def assert_whole(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kills", "videos"), [(4, len(FRAMES)), pytest.param(20, 60, marks=[pytest.mark.long, pytest.mark.timeout(900)])]
+    ("kills", "videos"), [(4, len(FRAMES)), pytest.param(20, 60, marks=[pytest.mark.nightly, pytest.mark.timeout(900)])]
 )
 def test_a_packing_that_is_killed_again_and_again_ends_with_the_same_bytes(kills, videos, tmp_path):
     listing = listing_of(tmp_path / "videos", [8 + number % 4 for number in range(videos)])

@@ -92,7 +92,7 @@ def test_a_run_goes_on_with_any_number_of_workers_and_any_zero_stage(plan, shard
     check_any_workers(plan, new_folder(tmp_path), shards, undisturbed)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(1500)
 @MANY
 @given(kills=SAME_PLANS)
@@ -100,7 +100,7 @@ def test_many_runs_killed_at_any_step_repeat_every_bit(kills, shards, undisturbe
     check_same_workers(kills, new_folder(tmp_path), shards, undisturbed)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(1500)
 @MANY
 @given(plan=PLANS)
