@@ -1,4 +1,4 @@
-"""The same jobs on a real Ray cluster of this machine: packing, training on two workers, an interruption, evaluation."""
+"""The same jobs on a real Ray cluster of this machine: packing, decoding, training on two workers, evaluation."""
 
 import json
 import operator
