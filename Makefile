@@ -3,14 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help venv demo test test-long test-nightly test-multihost lint audit clean
+.PHONY: help venv demo test test-turn test-long test-nightly test-multihost test-all lint audit clean
 
 help:
 	@echo "make demo             set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (3 to 5 minutes)"
-	@echo "make test             set up, then the whole test suite"
+	@echo "make test             set up, then the tests (10 minutes)"
+	@echo "make test-turn        set up, then some of the tests that take minutes: about what changed, and a third of the others"
 	@echo "make test-long        set up, then the tests that kill and start again for minutes"
 	@echo "make test-nightly     set up, then property tests with many more examples, and the captioning demo (15 minutes)"
 	@echo "make test-multihost   set up, then the tests on three Ray nodes in network namespaces (as root; needs iptables)"
+	@echo "make test-all         set up, then every test there is (about 100 minutes)"
 	@echo "make lint             formatting, lint and types"
 	@echo "make audit            look up the pinned packages' known vulnerabilities"
 	@echo "make venv             only set up .venv"
@@ -30,6 +32,9 @@ demo: venv
 test: venv
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
+test-turn: venv
+	$(BIN)/python -m pytest -m "long or multihost" --turn --durations 12
+
 test-long: venv
 	$(BIN)/python -m pytest -m long
 
@@ -38,6 +43,8 @@ test-nightly: venv
 
 test-multihost: venv
 	$(BIN)/python -m pytest -m multihost tests/multihost
+
+test-all: test test-long test-nightly test-multihost
 
 lint: venv
 	$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ["RAY_ADDRESS"] = "local"  # a Ray of our own, also beside one that runs on this machine
 
+import turns
 from packing import SCENES, packing_job
 
 from jobs import make_shards
@@ -84,3 +85,17 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = str(folder / "shards")
     make_shards.main(make_shards.MakeShards(source=source, out=out, packing=packing, videos_per_shard=5, workers=0))
     return folder / "shards"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    turns.add_options(parser)
+
+
+@pytest.hookimpl(trylast=True)  # after -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    turns.select(config, items)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if said := terminalreporter.config.stash.get(turns.LEFT_OUT, ""):
+        terminalreporter.write_line(said)
