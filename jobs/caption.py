@@ -25,24 +25,24 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 
-from cluster.agree import all_rows
-from cluster.launch import Workers, run_workers
+from cluster.checkpoints.run_folder import Model, load_best
 from cluster.precision import autocast
 from cluster.progress import Bar, duration
-from cluster.report import Report
-from cluster.runs import Model, load_best
-from cluster.tracking import check_reachable
-from grurcn.beam import beam_search
-from jobs.caption_scores import METRICS, CaptionScores, caption_scores, check_installed
-from jobs.captioning import CAPTION_TABLE, Trained, as_table, check_task, load_captioner, segments_of
+from cluster.tracking.mlflow_run import Report
+from cluster.tracking.server import check_reachable
+from cluster.workers.collectives import all_rows
+from cluster.workers.launch import Workers, run_workers
+from grurcn.evaluation.caption_scores import METRICS, CaptionScores, caption_scores, check_installed
+from grurcn.evaluation.decode_tasks import check_decoders, decoders_of, in_words, told
+from grurcn.evaluation.score_files import RESULT, copy_into
+from grurcn.models.beam_search import beam_search
+from grurcn.training.captioning import CAPTION_TABLE, Trained, as_table, check_task, load_captioner, segments_of
+from grurcn.training.encoders import check_same
 from jobs.command import Flat, command_line, finish, run_command
-from jobs.decoders import check_decoders, decoders_of, in_words, told
-from jobs.encoding import check_same
-from jobs.scores import RESULT, copy_into
-from shards.captions import CaptionBatch, evaluation_captions
 from shards.index import Index
+from shards.reading.captions import CaptionBatch, evaluation_captions
+from shards.reading.stream import Reading
 from shards.store import absolute_url
-from shards.stream import Reading
 
 FILE = "captions.parquet"
 ROWS_SHOWN = 200  # of the table in MLflow

@@ -79,7 +79,8 @@ def broken(text: str, width: int) -> str:
 
 def prog() -> str:
     """The command as people type it."""
-    return f"python -m jobs.{Path(sys.argv[0]).stem}"
+    place = Path(sys.argv[0])
+    return f"python -m jobs.{place.parent.name if place.stem == '__main__' else place.stem}"
 
 
 def run_command(main: Callable[[], int]) -> None:
@@ -90,7 +91,9 @@ def run_command(main: Callable[[], int]) -> None:
         fail(error, status=1)
     except KeyboardInterrupt as error:
         print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(128 + getattr(error, "number", signal.SIGINT))  # as a shell says it; SIGTERM's from cluster/launch.py
+        sys.exit(
+            128 + getattr(error, "number", signal.SIGINT)
+        )  # as a shell says it; SIGTERM's from cluster/workers/launch.py
 
 
 def fail(error: BaseException, status: int) -> None:

@@ -21,10 +21,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from grurcn.cost import LevelCost, level_costs
-from grurcn.model import GRURCN, build_model
+from grurcn.models.cost import LevelCost, level_costs
+from grurcn.models.gru_rcn import GRURCN, build_model
+from grurcn.training.recipes import RECIPES, Recipe
 from jobs.command import STYLE, Flat, finish, prog, readable_help, run_command
-from jobs.recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

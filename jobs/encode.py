@@ -21,18 +21,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cluster.checkpoint import read_tensors, write_tensors
+from cluster.checkpoints.files import read_tensors, write_tensors
 from cluster.precision import autocast, resolve_precision
 from cluster.progress import Bar, duration
-from cluster.tracking import tracking_uri
-from grurcn.encoder import Encoder
-from jobs.captioning import segments_of
+from cluster.tracking.server import tracking_uri
+from cluster.workers.tasks import has_gpus, run_tasks
+from grurcn.models.encoder import Encoder
+from grurcn.training.captioning import segments_of
+from grurcn.training.encoders import WEIGHTS, EncoderConfig, build_encoder, read_encoder, sources
 from jobs.command import command_line, finish, run_command
-from jobs.encoding import WEIGHTS, EncoderConfig, build_encoder, read_encoder, sources
-from jobs.tasks import has_gpus, run_tasks
-from shards.encoded import ShardOfVideos, encode_shard, finish_encoding, open_encoding
 from shards.index import DatasetInfo
 from shards.store import open_store
+from shards.vectors import ShardOfVideos, encode_shard, finish_encoding, open_encoding
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,23 +25,23 @@ from typing import Annotated, Any
 
 import torch.distributed as dist
 
-from cluster.agree import all_rows
-from cluster.launch import Workers, run_workers
+from cluster.checkpoints.run_folder import Model, load_best
 from cluster.progress import Bar, duration
-from cluster.report import Report
-from cluster.runs import Model, load_best
-from cluster.tracking import check_reachable
-from grurcn.loss import Tally
+from cluster.tracking.mlflow_run import Report
+from cluster.tracking.server import check_reachable
+from cluster.workers.collectives import all_rows
+from cluster.workers.launch import Workers, run_workers
+from grurcn.drawing.charts import pictures
+from grurcn.evaluation.decode_tasks import check_decoders, decoders_of, in_words, told
+from grurcn.evaluation.score_files import FILE, RESULT, Scores, copy_into, write_folder
+from grurcn.inference.classifier import OtherTask, Recogniser, level_names
+from grurcn.training.losses import Tally
+from grurcn.training.recipes import Recipe
 from jobs.command import Flat, command_line, finish, run_command
-from jobs.decoders import check_decoders, decoders_of, in_words, told
-from jobs.pictures import pictures
-from jobs.recipes import Recipe
-from jobs.recogniser import OtherTask, Recogniser, level_names
-from jobs.scores import FILE, RESULT, Scores, copy_into, write_folder
-from shards.clips import Box, evaluation_views
 from shards.index import Index
+from shards.reading.clips import Box, evaluation_views
+from shards.reading.stream import Reading, evaluation_batches
 from shards.store import absolute_url
-from shards.stream import Reading, evaluation_batches
 
 
 class OtherData(ValueError):

@@ -29,16 +29,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cluster.runs import Model
-from cluster.tracking import tracking_uri
-from grurcn.c3d import C3D
-from grurcn.frames import FLOW_REACH, FLOW_SCALE, FLOW_STILL, MEAN, STD
-from grurcn.gru import ConvGRU, product
-from grurcn.model import GRURCN
+from cluster.checkpoints.run_folder import Model
+from cluster.tracking.server import tracking_uri
+from grurcn.inference.classifier import OtherTask, Recogniser
+from grurcn.models.c3d import C3D
+from grurcn.models.gru import ConvGRU, product
+from grurcn.models.gru_rcn import GRURCN
+from grurcn.models.pixels import FLOW_REACH, FLOW_SCALE, FLOW_STILL, MEAN, STD
+from grurcn.training.pretrained import read_run
+from grurcn.training.recipes import Recipe
 from jobs.command import command_line, run_command
-from jobs.pretrained import read_run
-from jobs.recipes import Recipe
-from jobs.recogniser import OtherTask, Recogniser
 
 INPUT, OUTPUTS = "clips", ("probabilities", "levels")
 ABOUT = "grurcn.json"  # in a .pt2
@@ -151,7 +151,7 @@ class Exported(nn.Module):
         return levels.mean(dim=1), levels
 
     def normalised(self, clips: Tensor) -> Tensor:
-        """What grurcn.frames does once clips are resized; the steps of flow share fields."""
+        """What grurcn.models.pixels does once clips are resized; the steps of flow share fields."""
         pixels = (clips.float() - self.offset) * self.factor
         return pixels[:, self.shown].flatten(2, 3) if self.is_flow else pixels  # (B, T, I, S, S)
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from cluster.runs import read_json
+from cluster.checkpoints.run_folder import read_json
+from grurcn.evaluation.score_files import FILE, RESULT, Row, Scores, read_scores, scores_file, write_folder
 from jobs.command import command_line, finish, run_command
-from jobs.scores import FILE, RESULT, Row, Scores, read_scores, scores_file, write_folder
 from shards.store import open_store
 
 

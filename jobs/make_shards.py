@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cluster.progress import Bar, duration
+from cluster.workers.tasks import run_tasks
 from jobs.command import Flat, command_line, finish, run_command
-from jobs.tasks import run_tasks
 from shards.index import REJECTED, DatasetInfo
-from shards.pack import finish_packing, open_target, pack_shard, plan_packing
-from shards.sources import Source
+from shards.packing.pack import finish_packing, open_target, pack_shard, plan_packing
+from shards.packing.sources import Source
 from shards.store import absolute_url
 from shards.video import Limits, Packing
 

@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grurcn.inference.model_input import model_input
+from grurcn.training.recipes import RECIPES, Recipe, changed
 from jobs import make_shards
 from jobs import predict as predicting
 from jobs import train as training
-from jobs.inputs import model_input
-from jobs.recipes import RECIPES, Recipe, changed
-from shards.clips import ClipConfig
 from shards.index import Index
-from shards.order import Order
-from shards.sources import Folder
+from shards.packing.sources import Folder
+from shards.reading.clips import ClipConfig
+from shards.reading.order import Order
+from shards.reading.stream import Reading, evaluation_batches, train_batches
 from shards.store import absolute_url
-from shards.stream import Reading, evaluation_batches, train_batches
 from shards.video import Packing
 
 

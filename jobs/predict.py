@@ -36,21 +36,21 @@ import ray
 import torch
 import tyro
 
-from cluster.connect import start_ray
+from cluster.checkpoints.run_folder import Model
 from cluster.progress import Bar, duration
-from cluster.runs import Model
-from cluster.tracking import tracking_uri
+from cluster.tracking.server import tracking_uri
+from cluster.workers.connect import start_ray
+from cluster.workers.tasks import has_gpus, run_tasks
+from grurcn.drawing.overlay import overlay
+from grurcn.inference.captioner import Describer, Seen, picture_of, row_of
+from grurcn.inference.classifier import Recognised, Recogniser
+from grurcn.inference.videos import STANDARD_INPUT, find_videos, normal, read_videos, store
+from grurcn.training.pretrained import MLFLOW, read_run
 from jobs.command import Flat, command_line, run_command
-from jobs.describer import Describer, Seen, picture_of, row_of
-from jobs.inspect_preview import write
-from jobs.overlay import overlay
-from jobs.pretrained import MLFLOW, read_run
-from jobs.recogniser import Recognised, Recogniser
-from jobs.tasks import has_gpus, run_tasks
-from jobs.videos import STANDARD_INPUT, find_videos, normal, read_videos, store
-from shards.clips import evaluation_clips
-from shards.isolated import VideoPacker
-from shards.scan import shown
+from jobs.inspect_shards.preview import write
+from shards.packing.external_scan import shown
+from shards.packing.sandbox import VideoPacker
+from shards.reading.clips import evaluation_clips
 from shards.video import Limits, Packing, Stored
 
 WIDEST_PATH = 60  # up to which sentences are aligned on a terminal

@@ -24,12 +24,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from grurcn.flops import Multiplications, forward_multiplications, training_multiplications
+from grurcn.models.flops import Multiplications, forward_multiplications, training_multiplications
+from grurcn.training.gpu_specs import GpuName, peak_flops
+from grurcn.training.recipes import RECIPES, Recipe
 from jobs.command import STYLE, Flat, finish, prog, readable_help, run_command
 from jobs.describe import count_parameters
-from jobs.gpus import GpuName, peak_flops
-from jobs.recipes import RECIPES, Recipe
-from shards.stream import Reading
+from shards.reading.stream import Reading
 from shards.video import Packing
 
 # Measured by jobs.bench read on one core of an AMD EPYC of 2026: random clips of 10 frames of 340 x 256, key frames 16 apart.

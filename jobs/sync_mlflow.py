@@ -14,12 +14,12 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from cluster.checkpoints.run_folder import IDENTITY, Identity, RunFolder
 from cluster.progress import first_line
-from cluster.report import UNSENT, Report, read_entries
-from cluster.runs import IDENTITY, Identity, RunFolder
-from cluster.tracking import NoTracking, check_reachable, ui_command
+from cluster.tracking.mlflow_run import UNSENT, Report, read_entries
+from cluster.tracking.server import NoTracking, check_reachable, ui_command
+from grurcn.inference.mlflow_model import save_pyfunc
 from jobs.command import command_line, finish, run_command
-from jobs.pyfunc import save_pyfunc
 from shards.store import absolute_url
 
 

@@ -22,18 +22,18 @@ from typing import Annotated, Any, Literal
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from cluster.launch import Workers
-from cluster.runs import RunFolder, read_json, write_json
-from grurcn.loss import Loss
-from grurcn.model import TrunkName
+from cluster.checkpoints.run_folder import RunFolder, read_json, write_json
+from cluster.workers.launch import Workers
+from grurcn.models.gru_rcn import TrunkName
+from grurcn.training.losses import Loss
+from grurcn.training.recipes import RECIPES, Recipe, changed, over_mobilenet
 from jobs import evaluate, train
 from jobs.command import Flat, command_line, finish, run_command
 from jobs.fuse import fuse
-from jobs.recipes import RECIPES, Recipe, changed, over_mobilenet
-from shards.clips import Stream
 from shards.index import Index
+from shards.reading.clips import Stream
+from shards.reading.stream import Reading
 from shards.store import absolute_url, open_store
-from shards.stream import Reading
 
 RowName = Literal["frames", "rnn", "gru-rcn", "stacked", "bidirectional", "c3d"]
 TRUNKS = {"vgg16": "VGG-16", "mobilenet_v2": "MobileNetV2"}

@@ -28,18 +28,18 @@ import matplotlib.pyplot as plt
 import ray
 from ray import tune
 
-from cluster.connect import start_ray
-from cluster.launch import Workers
-from cluster.runs import RunFolder, read_json, write_json
-from cluster.tracking import check_reachable, experiment_of, tracking_uri
-from grurcn.model import TrunkName
+from cluster.checkpoints.run_folder import RunFolder, read_json, write_json
+from cluster.tracking.server import check_reachable, experiment_of, tracking_uri
+from cluster.workers.connect import start_ray
+from cluster.workers.launch import Workers
+from grurcn.evaluation.caption_scores import check_metrics
+from grurcn.models.gru_rcn import TrunkName
+from grurcn.training.caption_recipes import CaptionRecipe, Select
+from grurcn.training.caption_recipes import caption as caption_recipe
+from grurcn.training.encoders import EncoderConfig
+from grurcn.training.recipes import changed
 from jobs import caption, encode, train
-from jobs.caption_recipes import CaptionRecipe, Select
-from jobs.caption_recipes import caption as caption_recipe
-from jobs.caption_scores import check_metrics
 from jobs.command import Flat, command_line, finish, run_command
-from jobs.encoding import EncoderConfig
-from jobs.recipes import changed
 from jobs.table1 import given
 from shards.index import Index
 from shards.store import absolute_url, open_store

@@ -28,26 +28,27 @@ from typing import Annotated, Any, Literal
 import tyro
 from mlflow.entities import Dataset
 
-from cluster.launch import News, Workers, run_workers
+from cluster.checkpoints.run_folder import Identity, OtherRun, RunFolder
 from cluster.progress import Bar, duration
-from cluster.provenance import command, environment, git_diff, provenance_tags
-from cluster.report import Report
-from cluster.runs import Identity, OtherRun, RunFolder
-from cluster.tracking import open_run, tracking_uri, ui_command
-from jobs import captioning, recognition
-from jobs.caption_recipes import CAPTION_RECIPES, CaptionRecipe
-from jobs.captioning import CAPTION_TABLE
+from cluster.tracking.mlflow_run import Report
+from cluster.tracking.provenance import command, environment, git_diff, provenance_tags
+from cluster.tracking.server import open_run, tracking_uri, ui_command
+from cluster.workers.launch import News, Workers, run_workers
+from grurcn.drawing.charts import Painter, pictures
+from grurcn.evaluation.confusion import Judgement
+from grurcn.inference.mlflow_model import save_pyfunc
+from grurcn.training import captioning
+from grurcn.training import classification as recognition
+from grurcn.training.caption_recipes import CAPTION_RECIPES, CaptionRecipe
+from grurcn.training.captioning import CAPTION_TABLE
+from grurcn.training.loop import in_words, train_worker
+from grurcn.training.pretrained import absolute
+from grurcn.training.recipes import RECIPES, Recipe, changed, flat
 from jobs.command import STYLE, Flat, finish, prog, readable_help, run_command
-from jobs.judgement import Judgement
-from jobs.pictures import Painter, pictures
-from jobs.pretrained import absolute
-from jobs.pyfunc import save_pyfunc
-from jobs.recipes import RECIPES, Recipe, changed, flat
-from jobs.training import in_words, train_worker
 from shards.index import DESCRIPTION, Index
-from shards.order import lanes_of
+from shards.reading.order import lanes_of
+from shards.reading.stream import Reading
 from shards.store import absolute_url
-from shards.stream import Reading
 
 ROOT = Path(__file__).parents[1]
 DIGEST_LETTERS = 32  # of a data set's; MLflow stores 36

@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from shards.clips import Stream
+from shards.reading.clips import Stream
 from shards.store import REQUESTS, BadShards, NoFile, Store, has, open_store
 from shards.threads import ordered_map
 from shards.video import Packing

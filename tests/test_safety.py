@@ -18,15 +18,15 @@ import pytest
 import torch
 from s3fs import S3FileSystem
 from safetensors.torch import save_file
-from test_train import OPTIONS
+from small_runs import OPTIONS
 
-from cluster.runs import load_best
-from cluster.tracking import NoTracking, tracking_uri
-from grurcn.trunk import BadWeights
-from grurcn.weights import read_weights
+from cluster.checkpoints.run_folder import load_best
+from cluster.tracking.server import NoTracking, tracking_uri
+from grurcn.models.trunks.base import BadWeights
+from grurcn.models.weights import read_weights
+from grurcn.training.pretrained import read_pretrained
 from jobs import train
 from jobs.command import run_command
-from jobs.pretrained import read_pretrained
 from shards import store
 
 ROOT = Path(__file__).parents[1]
@@ -158,14 +158,17 @@ FORBIDDEN = {
     "urllib.request.urlopen": "reads from the network", "requests.get": "reads from the network",
 }  # fmt: skip
 EXCEPTIONS = {
-    ("grurcn/weights.py", "urllib.request.urlopen"): "checked by SHA-256 before the file has its name (test_weights)",
     (
-        "cluster/tracking.py",
+        "grurcn/models/weights.py",
+        "urllib.request.urlopen",
+    ): "checked by SHA-256 before the file has its name (test_weights)",
+    (
+        "cluster/tracking/server.py",
         "urllib.request.urlopen",
     ): "asks an MLflow server whether it is there; the answer is not used",
-    ("jobs/bench_soak.py", "urllib.request.urlopen"): "asks our own MLflow server on the loopback whether it is there",
+    ("jobs/bench/soak.py", "urllib.request.urlopen"): "asks our own MLflow server on the loopback whether it is there",
     (
-        "jobs/doctor_tracking.py",
+        "jobs/doctor/tracking.py",
         "urllib.request.urlopen",
     ): "asks an MLflow server; of the answer the status alone is used",
 }
@@ -357,4 +360,4 @@ def test_a_place_for_shards_or_runs_is_never_a_command_or_a_chain_of_file_system
 def test_nothing_of_ours_reads_shards_by_webdatasets_own_opener_that_runs_commands():
     """WebDataset opens `pipe:` URLs and unpickles members unless WDS_SECURE is set: jobs.bench alone uses it, on its own tars."""
     users = {path for name in ("WebDataset", "gopen", "WebLoader") for path, _ in calls(name)}
-    assert users <= {"jobs/bench_read.py"}
+    assert users <= {"jobs/bench/read.py"}

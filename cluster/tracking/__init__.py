@@ -1,0 +1,1 @@
+"""MLflow: where it is, a run in it, what is sent to it."""

@@ -1,0 +1,93 @@
+"""Ray tasks that read and decode an evaluation's videos, so that GPUs wait less and machines without GPUs have work.
+
+    a worker's pipeline ── sample ──> a task on any machine: bytes from the shards -> planes ──> object store ──> clip batch
+
+Ray gives such tasks to machines without GPUs first (its scheduler_avoid_gpu_nodes). A task that is lost with its machine is done
+again on another one. What is decoded is the same to the byte, wherever it happens.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import ray
+import torch.distributed as dist
+from ray.exceptions import RayTaskError
+
+from cluster.workers.collectives import all_rows
+from cluster.workers.connect import NoCluster, start_ray
+from cluster.workers.launch import Workers
+from shards.index import Index
+
+Item = dict[str, Any]
+Function = Callable[[Index, Item], Item]
+RETRIES = 3  # of a task whose machine is lost
+
+
+class Decoders:
+    """Tasks that serve one worker: shards.reading.stream.Elsewhere."""
+
+    def __init__(self, index: Index, at_once: int):
+        self.at_once = at_once
+        self.url, self.split = index.url, index.split
+        # A strategy of their own: without one they would stay within the cores that Ray Train holds for its workers.
+        self.task = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="DEFAULT")(decode)
+        self.places: list[str] = []  # of each sample
+
+    def __call__(self, function: Function, item: Item) -> Item:
+        try:
+            item, place = ray.get(self.task.remote(function, self.url, self.split, item))
+        except RayTaskError as error:
+            raise error.cause from None
+        if item["weight"]:  # not what fills up a last batch
+            self.places.append(place)
+        return item
+
+
+def decode(function: Function, url: str, split: str, item: Item) -> tuple[Item, str]:
+    """The task: (function(the index, item), the address of the machine that did it)."""
+    return function(opened(url, split), item), ray.util.get_node_ip_address()
+
+
+@lru_cache(maxsize=4)
+def opened(url: str, split: str) -> Index:
+    """One for all tasks of a process."""
+    return Index(url, split)
+
+
+def decoders_of(total: int, index: Index) -> Decoders | None:
+    """This rank's share of all decoders, at least one; None if there are to be none."""
+    if not total:
+        return None
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    return Decoders(index, max(1, total // world_size + (rank < total % world_size)))
+
+
+def check_decoders(total: int, workers: Workers) -> None:
+    """Raises ValueError for fewer than none, NoCluster if the workers would leave no core to decode with."""
+    if total < 0:
+        raise ValueError(f"decoders {total}: wanted at least 0 (0: the workers decode)")
+    if not total:
+        return
+    start_ray()
+    cores, taken = ray.cluster_resources().get("CPU", 0), workers.most * (workers.cpus_per_worker or 1)
+    if cores < taken + 1:
+        raise NoCluster(
+            f"{total} decoders beside {workers.most} workers: the Ray cluster has {cores:g} cores, of which the workers take "
+            f"{taken}; wanted at least one more: ask for fewer workers, add machines, or leave --decoders out"
+        )
+
+
+def told(decoders: Decoders | None) -> dict[str, Any]:
+    """For an evaluation's result: how many videos were decoded at which address."""
+    if decoders is None:
+        return {}
+    places = Counter(all_rows(decoders.places))
+    return {"decoded_at": dict(sorted(places.items()))}
+
+
+def in_words(result: dict[str, Any]) -> str:
+    """For an evaluation's last line: on which machines its videos were decoded, if tasks did it."""
+    places = ", ".join(f"{videos:,} on {address}" for address, videos in result.get("decoded_at", {}).items())
+    return f" (decoded {places})" if places else ""

@@ -1,0 +1,81 @@
+"""Video files that a user names, decoded as make_shards decodes them: in helper processes, within limits, some side by side."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeVar
+
+from shards.packing.annotation_files import VIDEO_SUFFIXES, video_files
+from shards.packing.sandbox import VideoPacker
+from shards.threads import ordered_map
+from shards.video import BadVideo, Limits, Packing, Stored
+
+T = TypeVar("T")
+
+MOST_READERS = 4  # videos that are decoded side by side
+STANDARD_INPUT = Path("-")
+
+
+def find_videos(named: Sequence[Path]) -> list[Path]:
+    """The files, and all video files below the folders in order of their names; none twice. "-" stays as it is.
+
+    Raises ValueError where nothing is named, and for a folder without videos.
+    """
+    found: dict[Path, Path] = {}
+    for path in (path.expanduser() for path in named):
+        videos = video_files(path) if path.is_dir() else [path]
+        if not videos:
+            raise ValueError(
+                f"{path}: no videos found in this folder and those below it (looked for "
+                f"*{{{','.join(sorted(VIDEO_SUFFIXES))}}}); name another, or a file"
+            )
+        for video in videos:
+            found.setdefault(normal(video), video)
+    if not found:
+        raise ValueError("no videos are named; wanted files, or folders of videos")
+    return list(found.values())
+
+
+def normal(path: Path) -> Path:
+    """The path from the root, without "..", links as they are."""
+    return Path(os.path.normpath(path.absolute()))
+
+
+def read_videos(
+    videos: Sequence[Path], packing: Packing, limits: Limits, read: Callable[[Stored], T]
+) -> Generator[T | str, None, None]:
+    """read(each video as a shard would hold it), in order, or why it cannot be had; some are read ahead, side by side."""
+    readers = min(len(videos), MOST_READERS, os.cpu_count() or 1)
+    with ExitStack() as helpers:
+        free: SimpleQueue[VideoPacker] = SimpleQueue()
+        for _ in range(readers):
+            free.put(helpers.enter_context(VideoPacker(limits)))
+
+        def read_one(video: Path) -> T | str:
+            packer = free.get()
+            try:
+                return read(store(video, packer, packing))
+            except BadVideo as error:
+                return str(error)
+            except (FileNotFoundError, PermissionError) as error:
+                return f"cannot be read ({error.strerror})"
+            finally:
+                free.put(packer)
+
+        yield from ordered_map(read_one, videos, readers, readers)
+
+
+def store(video: Path, packer: VideoPacker, packing: Packing) -> Stored:
+    """A video as a shard would hold it; "-" is the standard input. Raises BadVideo, OSError for a file that cannot be read."""
+    if video != STANDARD_INPUT:
+        return packer.store(video, packing)
+    with tempfile.TemporaryDirectory(prefix="grurcn-input-") as folder:
+        path = Path(folder) / "standard input"  # containers are read here and there, which a pipe cannot be
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        return packer.store(path, packing)

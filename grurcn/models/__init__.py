@@ -1,0 +1,1 @@
+"""Networks, as pure PyTorch: clips -> maps -> states -> scores, or words. Needs torch and nothing else."""

@@ -1,0 +1,117 @@
+"""Fixed encoders of a video's segments, for captioning: stored frames -> one vector a segment (paper section 5.2).
+
+    frame    the trunk's maps of the segment's first frame, averaged over space and joined; of VGG-16's fc7, fc7 itself
+    states   the last states of a GRU-RCN that has seen the segment's first frames, averaged over space, joined over levels
+
+Several of them stand side by side: their vectors are joined. Nothing in them learns.
+
+B videos, K segments, R frames that are read of each, N = B * K, D a vector's length, S a part's input size, H x W the stored
+frames' size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from grurcn.models.gru_rcn import GRURCN, ModelConfig
+from grurcn.models.pixels import to_clips
+
+CLIPS_AT_ONCE = 16  # more would only take more memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartConfig:
+    """One encoder."""
+
+    kind: Literal["frame", "states"]
+    model: ModelConfig  # of kind gru-rcn for states; of others only the trunk is built
+    offsets: tuple[int, ...]  # frames that it sees, counted from the segment's start
+    size: int  # of its input, in pixels
+    box_share: float  # side of the centre crop that it sees, as a share of the stored frames' shorter side
+
+    @property
+    def vector_size(self) -> int:
+        if self.kind == "states":
+            return sum(self.model.hidden) * self.model.directions
+        return sum(tap.channels for tap in self.model.tap_maps.values())
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> "PartConfig":
+        """The configuration that asdict, by way of JSON, wrote."""
+        model: dict[str, Any] = dict(content["model"])
+        model |= {key: tuple(value) for key, value in model.items() if isinstance(value, list)}
+        return PartConfig(**{**content, "model": ModelConfig(**model), "offsets": tuple(content["offsets"])})
+
+
+class Encoder(nn.Module):
+    """The parts side by side. Always in evaluation mode, and without gradients."""
+
+    def __init__(self, parts: Sequence[PartConfig]):
+        super().__init__()
+        self.configs = tuple(parts)
+        self.parts = nn.ModuleList(network_of(part) for part in parts)
+        self.requires_grad_(False)
+        self.train(False)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """The frames of a segment that any part sees, in order: R of them are read."""
+        return read_offsets(self.configs)
+
+    @property
+    def vector_size(self) -> int:
+        return sum(part.vector_size for part in self.configs)
+
+    def train(self, mode: bool = True) -> "Encoder":
+        return super().train(False)
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """planes (B, K, R, H * 3 // 2, W) uint8 yuv420p, the frames at `offsets` of each segment -> vectors (B, K, D) float32."""
+        segments = planes.flatten(0, 1)  # (N, R, H * 3 // 2, W)
+        with torch.no_grad():
+            vectors = [self.encode(some) for some in segments.split(CLIPS_AT_ONCE)]
+        return torch.cat(vectors).unflatten(0, planes.shape[:2])
+
+    def encode(self, planes: Tensor) -> Tensor:
+        """planes (N, R, H * 3 // 2, W) -> (N, D)"""
+        height, width = planes.shape[2] * 2 // 3, planes.shape[3]
+        places = {offset: place for place, offset in enumerate(self.offsets)}
+        vectors = []
+        for part, network in zip(self.configs, self.parts, strict=True):
+            box = planes.new_tensor([centre_box(height, width, part.box_share)], dtype=torch.int64)  # (1, 4)
+            mirror = torch.zeros(len(planes), dtype=torch.bool, device=planes.device)
+            seen = planes[:, [places[offset] for offset in part.offsets]]  # (N, T, H * 3 // 2, W)
+            clips = to_clips(seen, box.expand(len(planes), -1), mirror, part.size)  # (N, T, 3, S, S)
+            assert isinstance(network, GRURCN)
+            vectors.append(vector_of(network, clips).float())
+        return torch.cat(vectors, dim=1)
+
+
+def network_of(part: PartConfig) -> GRURCN:
+    """The part's network without heads, and of a frame's without GRUs."""
+    network = GRURCN(part.model, num_classes=1)
+    network.heads = nn.ModuleList()
+    return network
+
+
+def vector_of(network: GRURCN, clips: Tensor) -> Tensor:
+    """clips (N, T, 3, S, S) -> the last states (N, C of all levels), or the maps of the first frame (N, X of all taps), averaged
+    over space."""
+    draw = torch.zeros(len(clips), dtype=torch.int64, device=clips.device)  # nothing is dropped
+    maps = network.maps(clips, draw)
+    levels = network.last_states(maps) if len(network.grus) else maps  # (N, T, C or X, H, W)
+    return torch.cat([level[:, 0].mean(dim=(-2, -1)) for level in levels], dim=1)
+
+
+def read_offsets(parts: Sequence[PartConfig]) -> tuple[int, ...]:
+    """The frames of a segment that any of the parts sees, in order."""
+    return tuple(sorted({offset for part in parts for offset in part.offsets}))
+
+
+def centre_box(height: int, width: int, share: float) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the square in the middle, as evaluations crop it (shards/reading/clips.py)."""
+    side = round(min(height, width) * share)
+    return (height - side) // 2, (width - side) // 2, side, side

@@ -1,0 +1,1 @@
+"""Image networks whose maps a model reads: frames -> {tap: map}."""

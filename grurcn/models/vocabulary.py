@@ -1,0 +1,211 @@
+"""Words of captions, and numbers for them.
+
+    "A man doesn't run."  ── tokenize ──>  a man does n't run  ── encode ──>  2 5 14 9 8 0  ── sentence ──>  "a man does n't run"
+
+Captions are cut into words as the COCO caption scripts cut them before they score, so that what a decoder learns to say is what
+it is scored by. The scripts run Stanford's PTBTokenizer (CoreNLP 3.4.1, in Java) and drop punctuation. The rules here were found
+by asking that program and need no Java; tests/grurcn/models/test_vocabulary.py holds the two against each other.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import takewhile
+
+from grurcn.models.decoder import END, PADDING, UNKNOWN
+
+HEADS = ("<end>", "<unk>")  # the words of END and UNKNOWN
+
+
+class BadCaptions(ValueError):
+    """Captions, or words of captions, that cannot be used. The message says which and why."""
+
+
+def tokenize(caption: str) -> list[str]:
+    """The words of a caption, in lower case and without most punctuation, as the COCO caption scripts cut it.
+
+    A man's T-shirt, don't (2nd)!    a man 's t-shirt do n't -lrb- 2nd -rrb-
+    """
+    caption = ENTITY.sub(lambda entity: ENTITIES[entity[1].lower()], caption.replace("\0", " ")).translate(PLAIN)
+    caption = BEFORE_NUMBER.sub("\\g<0>\0", caption)
+    return [word for piece in PIECE.findall(caption) for word in words_of(piece)]
+
+
+@lru_cache(maxsize=2**16)
+def words_of(piece: str) -> tuple[str, ...]:
+    """The words of a piece of a caption without blanks: at each place, the rule that takes most of it counts."""
+    words, place = [], 0
+    while place < len(piece):
+        matches = [match for rule in RULES if (match := rule.match(piece, place))]
+        if matches:
+            longest = max(matches, key=lambda match: match.end())  # the first of equally long ones
+            words += [part for part in longest.groups() if part] or [longest[0]]
+            place = longest.end()
+        else:
+            place += 1  # what is in no rule is in no word
+    words = [word.lower().translate(BRACKETS) for word in words if not DROPPED.fullmatch(word)]
+    return tuple(words)
+
+
+# What is written in several ways, or has a name. Quotation marks and dashes are dropped in the end, so blanks stand for them.
+ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": " ", "apos": "'", "nbsp": " "}
+ENTITY = re.compile(f"&({'|'.join(ENTITIES)});", re.IGNORECASE)
+PLAIN = str.maketrans(
+    dict.fromkeys("\u201c\u201d\u00ab\u00bb\u2039\u203a\u2013\u2014\u2015\u2026", " ")
+    | {"\u2018": "'", "\u2019": "'", "\u00ad": ""}  # single quotation marks, the soft hyphen
+    | {"\u20ac": " $ ", "\u00a3": " # ", "\u00a2": " cents "}  # euro, pound, cent
+    | {"\u00bd": " 1/2 ", "\u2153": " 1/3 ", "\u2154": " 2/3 ", "\u00bc": " 1/4 ", "\u00be": " 3/4 "}
+)
+BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"})
+DROPPED = re.compile("[-.]+|['\"`?!,:;]")  # the scripts keep ?! and brackets
+PIECE = re.compile(r"\S{1,200}")  # no word is longer: a rule may look at all that follows, at each place
+
+
+def any_of(words: str) -> str:
+    """A pattern of one of some words."""
+    return f"(?:{'|'.join(words.split())})"
+
+
+ABBREVIATION = any_of(r"""
+    adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt cf cie cmdr co col colo
+    comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla fri ft ga gen gov govs hon inc ind insp
+    intl invt jan jos jr jul jun kan kans ky lieut lt ltd maj mar md messrs mfg mich minn mlle mme mo mon mont mr mrs ms msgr mt
+    mtg natl neb nev nov oct okla penn pfc ph\.d ph plc ppte ppty pres prof profs pte ptes pty ptys pvt rd rep reps rev rt sen
+    sens sep sept seq sfc sgt spc sq sr st ste supt supts sys tel tenn thu thurs treas tue tues univ va vs vt wed wis wisc wm wyo
+""")
+STATES = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"  # without the capital they are words
+NUMBERED = any_of("art ca fig figs no nos op pp prop")  # abbreviations only before a number
+BEFORE_NUMBER = re.compile(rf"(?i)(?<!\w)(?<!\w-){NUMBERED}\.(?=\s+\d)")
+
+# A: a letter, W: a letter or a digit, of any script, with the marks that some put above and below.
+MARKS = (
+    "\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed"
+    "\u0900-\u0963\u0966-\u0dff\u0e30-\u0e4e"  # of India's scripts the letters too, and Thai's
+)
+A, W = rf"(?:[^\W\d_]|[{MARKS}])", rf"(?:[^\W_]|[{MARKS}])"
+WORD = rf"(?:(?:[dlno]|[A-HJ-XZ])['`]{W}{{2,}}|{W}+)"  # dog, o'clock, O'Brien
+HYPHENATED = rf"(?:{W}(?:{W}|[.,])*(?=-{W})|{WORD})(?:[-_]{WORD})*"  # dog, black-and-white, 3.5-inch, file_name
+SLASHED = r"[A-Za-z\d]+(?:-[A-Za-z\d]+)*"
+
+# What may stand at a place. Groups are words of their own; a rule without any, or with none that took part, is one word.
+RULES = [
+    re.compile(pattern)
+    for pattern in (
+        # contractions, before the words that they look like
+        rf"(?i:({A}*)(n['`]t))(?!{W})",
+        rf"(?i:'(?:s|d|m|ll|re|ve))(?!{A})",
+        rf"(?i:(can)(not)|(gon)(na)|(got)(ta)|(wan)(na)|(gim)(me)|(lem)(me)|(more)('n))(?!{W})",
+        rf"(?i:('t)(is|was)|'em|'till?|'cause|'n'|'n(?!{A}))",
+        rf"(?i:d'ye|[djl]'|y'(?={A})|ol'|c'est|c'mon|n?e'er|ma'am|s'mores|hallowe'en|nat'l)",
+        # words
+        HYPHENATED,
+        rf"{SLASHED}(?:/{SLASHED}){{1,2}}",  # man/woman, 1/2
+        rf"{A}{W}*(?:[.!?]{A}{W}*)+",  # outside.He, a.k.a
+        r"[A-Z]+(?:[&+][A-Z]+)+|[A-Z]+\$",  # R&B, US$
+        # words with the full stop behind them
+        rf"[A-Za-z](?:\.[A-Za-z])*\.(?:-{WORD})*",  # J. Smith, p.m., U.S.-made
+        rf"(?i:{ABBREVIATION})\.",
+        rf"(?:{any_of(STATES)}|{any_of(STATES.upper())})\.",
+        rf"(?i:{NUMBERED})\.(?=\d|\0)",
+        rf"(?=[\d-]*{A}){HYPHENATED}(?:[.!?]{A}{W}*)*\.(?=[,;:])",  # whatever stands in "bat.,"
+        # numbers
+        r"[-+]?(?:\d+(?:[.,:]\d+)*|(?:[.,:]\d+)+)",  # 1,000.50, 12:30, -5, .5
+        r"'\d\d(?:[sS](?!\w)|(?![\w'\"-]))",  # the '90s
+        # of the web
+        r"[^\s\"<>|(){}]+@[^\s\"<>|(){}.]+(?:\.[^\s\"<>|(){}.]+)*|@+(?:[A-Za-z_]\w*)?",  # me@example.com, @me
+        rf"#{A}+|#+",
+        r"(?:https?://|www\.)\w[\w-]*(?:\.[\w-]+)+(?:/[\w./?=&%~#+-]*[\w/])?",
+        rf"[:;=][-']?[()DPp](?!{W})",  # :-)
+        r"</?[A-Za-z!][^<>]*>",
+        # everything else that is kept
+        r"(?i:-[lr][crs]b-)",  # what brackets have become
+        r"[?!]+|-+|\.{3,}|_+|\*+|<<|>>",
+        r"[!-/:-@\[-`{-~\u00a1-\u00bf\u00d7\u00f7\u2016-\u2044\u20a0-\u2bff\u3001\u3002\uff01-\uff65]",
+    )
+]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that a decoder can say, by number. Raises BadCaptions for words that are no vocabulary."""
+
+    words: tuple[str, ...]
+
+    def __post_init__(self):
+        if self.words[:2] != HEADS:
+            raise BadCaptions(f"a vocabulary that begins with {shown(self.words[:2])}; wanted {shown(HEADS)}")
+        for word, count in Counter(self.words).items():
+            if count > 1:
+                raise BadCaptions(f"a vocabulary where the word {word!r} is there {count} times; wanted each once")
+            if word.split() != [word]:
+                raise BadCaptions(f"a vocabulary with {word!r} in it; wanted words, without blanks")
+
+    @staticmethod
+    def build(captions: Iterable[str], max_words: int = 20_000, min_count: int = 1) -> "Vocabulary":
+        """The most frequent words of captions, most frequent first, besides the two that every vocabulary has.
+
+        Of equally frequent words, the first by alphabet is first, so that the order of the captions does not matter. Raises
+        BadCaptions if there is no caption, or no word that is frequent enough.
+        """
+        if max_words < 1 or min_count < 1:
+            raise BadCaptions(f"{max_words = }, {min_count = }: wanted at least 1 of each")
+        counts: Counter[str] = Counter()
+        num_captions = 0
+        for caption in captions:
+            num_captions += 1
+            counts.update(word for word in tokenize(caption) if word not in HEADS)
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        if not ranked:
+            raise BadCaptions(
+                f"{num_captions} captions, and no word in them, to make a vocabulary of; wanted at least one word"
+            )
+        if counts[ranked[0]] < min_count:
+            raise BadCaptions(
+                f"every word of {num_captions} captions is rarer than {min_count}: the most frequent, {ranked[0]!r}, is there "
+                f"{counts[ranked[0]]} times; lower min_count to that or give more captions"
+            )
+        return Vocabulary(HEADS + tuple(word for word in ranked[:max_words] if counts[word] >= min_count))
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """The number of each word, without the two that stand for no word of a caption."""
+        return {word: number for number, word in enumerate(self.words) if word not in HEADS}
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, caption: str, max_words: int = 30) -> list[int]:
+        """The numbers of a caption's first max_words words, then END; UNKNOWN for a word that is not in the vocabulary."""
+        return [*(self.numbers.get(word, UNKNOWN) for word in tokenize(caption)[:max_words]), END]
+
+    def sentence(self, numbers: Iterable[int]) -> str:
+        """The words up to the first END or PADDING, joined by blanks."""
+        words = takewhile(lambda number: number not in (END, PADDING), numbers)
+        return " ".join(self.words[number] for number in words)
+
+    def share_unknown(self, captions: Iterable[str]) -> float:
+        """Which share of the captions' words is not in the vocabulary; 0 of captions without words."""
+        words = [word for caption in captions for word in tokenize(caption)]
+        return sum(word not in self.numbers for word in words) / max(len(words), 1)
+
+    def to_json(self) -> str:
+        """The words as a JSON list."""
+        return json.dumps(self.words, ensure_ascii=False)
+
+    @staticmethod
+    def from_json(text: str) -> "Vocabulary":
+        """What to_json wrote. Raises BadCaptions for anything else."""
+        try:
+            words = json.loads(text)
+        except ValueError as error:
+            raise BadCaptions(f"a vocabulary that is not JSON ({error}); wanted a list of words") from None
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise BadCaptions(f"a vocabulary of {text[:60]}; wanted a JSON list of words")
+        return Vocabulary(tuple(words))
+
+
+def shown(words: Sequence[str]) -> str:
+    return ", ".join(map(repr, words)) or "nothing"

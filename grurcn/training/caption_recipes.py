@@ -1,0 +1,101 @@
+"""Recipes of captioning: everything that decides such a run's numbers, by name (paper section 5.2, Table 2).
+
+A recipe's docstring states its command, its cost, the paper's number and ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from grurcn.models.decoder import DecoderConfig
+from grurcn.training.encoders import EncoderConfig
+from grurcn.training.optim import OptimConfig
+from grurcn.training.recipes import Learning, changed
+
+Select = Literal["loss", "bleu4", "meteor", "rouge_l", "cider"]
+
+
+def adadelta() -> OptimConfig:
+    """As the decoder's authors trained it: rate 1; 1e-4 |theta|^2 in the loss is a decay of twice that in its gradient."""
+    return OptimConfig(optimizer="adadelta", learning_rate=1.0, weight_decay=2e-4, clip_norm=10.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRecipe(Learning):
+    """What a captioning run is."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    optim: OptimConfig = field(default_factory=adadelta)
+    standardise: bool = False
+    """Give each number of a vector mean 0 and deviation 1 over training videos: for encoders whose numbers differ in size."""
+    max_vocabulary: int = 20_000
+    """Most words that are told apart; the others are one, <unk>."""
+    min_count: int = 1
+    """How often a word must occur in the training captions."""
+    max_words: int = 30
+    """Longer captions are cut."""
+    select: Select = "loss"
+    """Which score of the validation videos makes a model the best: loss (negative log-likelihood), or a score of captions."""
+    beam: int = 5
+    """Captions that the search keeps at each word."""
+    global_batch: int = 64
+    """Pairs of a video and a caption in one step, over all workers."""
+    num_steps: int = 100_000
+    val_every: int = 750
+    patience: int = 20
+    """Validations without a better log-likelihood after which training stops; 0 never stops early."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.max_vocabulary, self.min_count, self.max_words) < 1:
+            raise ValueError(
+                f"max_vocabulary {self.max_vocabulary}, min_count {self.min_count}, max_words {self.max_words}: wanted at "
+                "least 1 of each"
+            )
+        if self.beam < 1:
+            raise ValueError(f"beam {self.beam}: wanted at least 1 (1 takes the likeliest word each time)")
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> "CaptionRecipe":
+        """The recipe that to_dict, by way of JSON, wrote."""
+        return CaptionRecipe(
+            **{
+                **content,
+                "encoder": EncoderConfig(**content["encoder"]),
+                "decoder": DecoderConfig(**content["decoder"]),
+                "optim": OptimConfig(**content["optim"]),
+            }
+        )
+
+
+def caption() -> CaptionRecipe:
+    """LSTM with soft attention over a video's segments, as encoded by whatever is named (section 5.2, Table 2).
+
+    python -m jobs.train caption --shards data/msvd-encoded --workers 8
+    python -m jobs.train caption --shards data/msvd --encoder.states runs/gru-rcn-bidirectional --encoder.entity imagenet
+    Cost: not yet measured; a GPU.  Paper: BLEU-4 .4963, CIDEr .5937 (GoogLeNet + bi-directional GRU-RCN).  Ours: not yet run.
+    """
+    return CaptionRecipe()
+
+
+def caption_small() -> CaptionRecipe:
+    """The same with a small decoder: for CPUs and first tries.
+
+    python -m jobs.train caption-small --shards data/mine-encoded
+    Cost: minutes on two CPU cores.  Paper: none.  Ours: 'python -m jobs.demo caption' (docs/results.md).
+    """
+    return changed(
+        CaptionRecipe(optim=OptimConfig(learning_rate=4e-3, schedule="cosine", warmup_steps=20, clip_norm=5.0)),
+        encoder={"segments": 4},
+        standardise=True,
+        decoder={"hidden": 96, "embedding": 32, "dropout": 0.2},
+        global_batch=32,
+        num_steps=500,
+        val_every=125,
+        patience=0,
+        beam=3,
+    )
+
+
+CAPTION_RECIPES: dict[str, Callable[[], CaptionRecipe]] = {"caption": caption, "caption-small": caption_small}

@@ -1,0 +1,321 @@
+"""Captioning, as the training loop sees a task: (video, caption) pairs -> next words -> loss, and its validation."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from torch import Tensor, nn
+
+from cluster.checkpoints.engine_state import whole_weights
+from cluster.checkpoints.run_folder import Model, load_best
+from cluster.precision import autocast
+from cluster.workers.collectives import all_rows
+from grurcn.evaluation.caption_scores import METRICS, caption_scores, check_metrics
+from grurcn.inference.classifier import OtherTask
+from grurcn.models.beam_search import beam_search
+from grurcn.models.captioner import Captioner
+from grurcn.models.decoder import PADDING, caption_loss
+from grurcn.models.vocabulary import Vocabulary
+from grurcn.training.caption_recipes import CaptionRecipe
+from grurcn.training.encoders import BadEncoder, build_encoder, check_same, encoder_of, read_encoder
+from grurcn.training.losses import WordTally
+from shards.index import Index, Sample
+from shards.packing.external import KIND as FOREIGN
+from shards.reading.captions import CaptionBatch, Segments, evaluation_captions, read_captions, train_captions
+from shards.reading.order import Order
+from shards.reading.stream import Reading
+from shards.store import REQUESTS
+from shards.threads import ordered_map
+
+Batches = Generator[tuple[tuple[int, int], CaptionBatch], None, None]
+SAMPLES_SHOWN = 20  # captions of a validation that go to MLflow
+CAPTION_TABLE = ("video", "caption", "references")  # the columns
+VIDEOS_LOOKED_AT = 256  # to know the sizes of a vector's numbers
+CAPTIONS_AT_ONCE = 256  # of a validation's
+
+
+class Captioning:
+    """What a video's caption says, word by word."""
+
+    def __init__(
+        self,
+        recipe: CaptionRecipe,
+        job: Mapping[str, Any],
+        known: Mapping[str, Any],
+        read: Callable[..., Batches] = train_captions,
+    ):
+        """known: the run's "vocabulary" and "encoder", from prepare or from a checkpoint."""
+        self.recipe, self.job, self.read = recipe, job, read
+        self.device: torch.device = job["device"]
+        self.index = Index(job["shards"], "train")
+        self.reading = Reading(**job["reading"])
+        self.order = Order([shard.captions for shard in self.index.shards], recipe.global_batch, recipe.seed)
+        self.vocabulary = Vocabulary(words=tuple(known["vocabulary"]))
+        self.encoder: dict[str, Any] = known["encoder"]
+        self.judged = None  # captions are told as a table
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that its model can be used without the data."""
+        return {"vocabulary": list(self.vocabulary.words), "encoder": self.encoder, "packing": self.packing}
+
+    @property
+    def flops_per_clip(self) -> None:
+        """Not counted: captions are of different lengths."""
+        return None
+
+    @property
+    def packing(self) -> dict[str, Any]:
+        return vars(self.index.info.packing)
+
+    @property
+    def data_digest(self) -> str:
+        return self.index.info.digest
+
+    @property
+    def select(self) -> str:
+        return self.recipe.select
+
+    def build(self, fresh: bool) -> nn.Module:
+        """Encoder and decoder; the encoder's weights are read for a fresh start only, as a checkpoint has its own."""
+        weights = None
+        if fresh:
+            if self.index.info.encoder is not None:
+                _, weights = encoder_of(self.index)
+            else:
+                _, weights = read_encoder(self.recipe.encoder, self.job["tracking_uri"])
+        model = build_captioner(self.recipe, self.encoder, len(self.vocabulary.words), weights)
+        if fresh and self.recipe.standardise:
+            self.standardise(model.to(self.device))
+        return model
+
+    def standardise(self, model: Captioner) -> None:
+        """By some training videos, the same on every rank."""
+        batches = evaluation_captions(
+            self.index, segments_of(self.encoder), global_batch=self.recipe.global_batch, reading=self.reading
+        )
+        most = -(-VIDEOS_LOOKED_AT // self.recipe.global_batch)
+        with torch.inference_mode(), closing(batches), autocast(self.job["precision"], self.device):
+            seen = [self.own_vectors(model, batch.to(self.device)) for _, batch in islice(batches, most)]
+        model.standardise(torch.cat(seen))
+
+    def own_vectors(self, model: Captioner, batch: CaptionBatch) -> Tensor:
+        """The vectors of the segments that a batch's videos have (N, D), padding left out."""
+        is_real = batch.segments & (batch.weight > 0)[:, None]
+        return model.vectors(batch.seen)[is_real].float()
+
+    def batches(self, **lanes: Any) -> Batches:
+        """This rank's part of every global batch of pairs. lanes: rank, world_size, start."""
+        return self.read(self.index, segments_of(self.encoder), self.order, **lanes, reading=self.reading)
+
+    def keys(self, numbers: list[int]) -> list[str]:
+        """The names of the videos of the order's pairs."""
+        return [sample.key for sample, _ in self.index.pairs(numbers)]
+
+    def words(self, captions: Sequence[str]) -> Tensor:
+        """The numbers of the captions' words (B, T) int64, PADDING behind their ends."""
+        return padded([self.vocabulary.encode(caption, self.recipe.max_words) for caption in captions], self.device)
+
+    def tally(self) -> WordTally:
+        return WordTally(self.device)
+
+    def loss(self, model: Callable[..., tuple[Tensor, Tensor]], batch: CaptionBatch, tally: WordTally) -> Tensor:
+        """The loss of some pairs, a scalar; their scores go to the tally."""
+        words = self.words([caption for [caption] in batch.captions])
+        log_probs, attention = model(batch.seen, batch.segments, words, batch.draw)
+        tally.add(log_probs, words)
+        return caption_loss(log_probs, attention, words, batch.segments, self.recipe.decoder.attention_weight)
+
+    def validate(self, engine: DeepSpeedEngine) -> dict[str, float]:
+        """loss, perplexity and word_accuracy over all captions of the validation videos; and the scores of the captions that the
+        search finds, where they can be computed. Every rank calls it."""
+        model, tally, rows = self.whole_model(engine), self.tally(), []
+        with torch.inference_mode(), closing(self.validation_batches()) as batches:
+            for _, batch in batches:
+                with autocast(self.job["precision"], self.device):
+                    rows += self.validate_batch(model, batch.to(self.device), tally)
+        return tally.read() | self.scores(all_rows(rows))
+
+    def validate_batch(self, model: Captioner, batch: CaptionBatch, tally: WordTally) -> list[dict[str, Any]]:
+        """Adds all captions of some videos to the tally; gives back the captions found, where they are wanted."""
+        real = batch.weight > 0
+        if not real.any():
+            return []
+        vectors, segments = model.vectors(batch.seen)[real], batch.segments[real]
+        videos = [(key, said) for key, said, one in zip(batch.keys, batch.captions, real.tolist(), strict=True) if one]
+        numbers = [number for number, (_, said) in enumerate(videos) for _ in said]
+        words = self.words([caption for _, said in videos for caption in said])
+        video = torch.tensor(numbers, device=self.device)
+        for some, of in zip(words.split(CAPTIONS_AT_ONCE), video.split(CAPTIONS_AT_ONCE), strict=True):
+            log_probs, _ = model.decoder(vectors[of], segments[of], some, torch.zeros_like(of))
+            tally.add(log_probs, some)
+        if not self.job["metrics"]:
+            return []
+        found = beam_search(model.decoder, vectors, segments, self.recipe.beam, self.recipe.max_words + 1)
+        return [
+            {"key": key, "caption": self.vocabulary.sentence(best), "references": list(said)}
+            for (key, said), best in zip(videos, found.words[:, 0].tolist(), strict=True)
+        ]
+
+    def scores(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """The scores of all ranks' captions, computed by rank 0, which also tells some of them."""
+        if not self.job["metrics"]:
+            return {}
+        scores: list[dict[str, float]] = [{}]
+        if dist.get_rank() == 0:
+            found = {row["key"]: row["caption"] for row in rows}
+            references = {row["key"]: row["references"] for row in rows}
+            scores = [caption_scores(references, found, self.job["metrics"]).total]
+            shown = sorted(rows, key=lambda row: row["key"])[:SAMPLES_SHOWN]
+            self.job["tell"]({"table": "validation-captions.json", "rows": as_table(shown)})
+        if dist.get_world_size() > 1:
+            dist.broadcast_object_list(scores, src=0)
+        return scores[0]
+
+    def whole_model(self, engine: DeepSpeedEngine) -> Captioner:
+        """The model outside of its engine: captions differ in length from rank to rank, where ZeRO 3 would want equal calls."""
+        if engine.zero_optimization_stage() < 3:
+            return engine.module  # pyright: ignore[reportReturnType]
+        model = build_captioner(self.recipe, self.encoder, len(self.vocabulary.words))
+        model.load_state_dict(whole_weights(engine))
+        return model.to(self.device).eval()
+
+    def validation_batches(self) -> Any:
+        return evaluation_captions(
+            Index(self.job["shards"], "val"),
+            segments_of(self.encoder),
+            global_batch=self.recipe.global_batch,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            reading=self.reading,
+        )
+
+
+def build_captioner(
+    recipe: CaptionRecipe,
+    encoder: Mapping[str, Any],
+    num_words: int,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Captioner:
+    """The model: the decoder's first weights are random from the recipe's seed, the encoder's those given, if any."""
+    built = build_encoder(encoder, weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return Captioner(built, recipe.decoder, num_words)
+
+
+def segments_of(encoder: Mapping[str, Any]) -> Segments:
+    """What of a video an encoder wants to see."""
+    offsets = tuple(sorted({offset for part in encoder["parts"] for offset in part["offsets"]}))
+    return Segments(num_segments=encoder["segments"], offsets=offsets)
+
+
+def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Rows of numbers as (B, T) int64, PADDING behind the shorter ones."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[PADDING] * (longest - len(row))] for row in rows], device=device)
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A line of CAPTION_TABLE each."""
+    return [[row["key"], row["caption"], "\n".join(row["references"])] for row in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A captioning run's best model, ready for use."""
+
+    model: Captioner  # in evaluation mode
+    vocabulary: Vocabulary
+    recipe: CaptionRecipe
+    meta: dict[str, Any]
+
+
+def load_captioner(url: str, device: torch.device) -> Trained:
+    """The best model of a run's folder or URL, or of one checkpoint of it. Raises OtherTask for a run of recognition, ValueError
+    if there is no checkpoint."""
+    return captioner_of(load_best(url), device)
+
+
+def captioner_of(found: Model, device: torch.device, source: str | None = None) -> Trained:
+    """A model that was read, ready for use. Raises OtherTask, naming `source`, for one of recognition."""
+    check_task(found, source)
+    recipe = CaptionRecipe.from_dict(found.meta["recipe"])
+    vocabulary = Vocabulary(words=tuple(found.meta["vocabulary"]))
+    model = build_captioner(recipe, found.meta["encoder"], len(vocabulary.words))
+    model.load_state_dict(found.weights)
+    return Trained(model=model.to(device).eval(), vocabulary=vocabulary, recipe=recipe, meta=found.meta)
+
+
+def check_task(model: Model, source: str | None = None) -> None:
+    """Raises OtherTask for a model of recognition."""
+    if "vocabulary" not in model.meta:
+        raise OtherTask(
+            f"{source or model.checkpoint.url}: of a run of recognition, which has no words; wanted one of captioning (python -m "
+            "jobs.train caption ...)"
+        )
+
+
+# The driver's side
+
+
+def prepare(recipe: CaptionRecipe, shards: str, tracking_uri: str, fresh: bool) -> dict[str, Any]:
+    """Finds out, before anything is started, what would stop a worker later. Gives back what workers get to know besides:
+    "metrics" of a validation, and of a fresh run its "vocabulary" and "encoder".
+
+    Raises BadShards for data without captions, BadCaptions for captions of which no vocabulary can be made, BadEncoder for an
+    encoder that cannot be had or is not the one of the vectors, ValueError for a score that cannot be computed here.
+    """
+    check_metrics([recipe.select] if recipe.select != "loss" else [])
+    index = Index(shards, "train")
+    for split in (index, Index(shards, "val")):
+        split.check_captions()
+        split.check_files()
+    Order([shard.captions for shard in index.shards], recipe.global_batch, recipe.seed)
+    metrics = validation_metrics(recipe.select)
+    if not fresh:
+        return {"metrics": metrics}
+    vocabulary = Vocabulary.build(all_captions(index), recipe.max_vocabulary, recipe.min_count)
+    encoder = encoder_for(recipe, index, tracking_uri)
+    return {"metrics": metrics, "vocabulary": list(vocabulary.words), "encoder": encoder}
+
+
+def validation_metrics(select: str) -> list[str]:
+    """The scores of each validation's captions: none without pycocoevalcap; METEOR, which starts Java, only where it selects."""
+    if find_spec("pycocoevalcap") is None:
+        return []
+    return [name for name in METRICS if name != "meteor" or select == "meteor"]
+
+
+def encoder_for(recipe: CaptionRecipe, index: Index, tracking_uri: str) -> dict[str, Any]:
+    """The encoder's description: of the vectors that the shards hold, or of the runs that the recipe names, or of both, which
+    must be the same."""
+    if index.info.encoder is None:
+        if not recipe.encoder.named:
+            raise BadEncoder(
+                f"{index.url}: holds videos, and no encoder is named to see them by; wanted --encoder.frame, --encoder.states or "
+                "--encoder.entity, or the vectors that python -m jobs.encode makes of these shards"
+            )
+        return read_encoder(recipe.encoder, tracking_uri)[0]
+    found, _ = encoder_of(index)
+    if recipe.encoder.named:
+        check_same(index, read_encoder(recipe.encoder, tracking_uri)[0])
+    return found
+
+
+def all_captions(index: Index) -> Iterator[str]:
+    """Every caption of a split."""
+    samples = (index[number] for number in range(len(index)))
+    for captions in ordered_map(partial(captions_of, index), samples, REQUESTS, 4 * REQUESTS):
+        yield from captions
+
+
+def captions_of(index: Index, sample: Sample) -> tuple[str, ...]:
+    return read_captions(index.shard_store, sample, is_json=index.info.source.get("kind") != FOREIGN)

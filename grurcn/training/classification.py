@@ -1,0 +1,135 @@
+"""Action recognition, as the training loop sees a task: clip batches -> votes of the levels -> loss, and its validation."""
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cluster.workers.collectives import all_rows
+from grurcn.evaluation.confusion import Judgement
+from grurcn.inference.classifier import level_names
+from grurcn.inference.model_input import model_input
+from grurcn.models.flops import training_multiplications
+from grurcn.models.gru_rcn import build_model, log_mean_vote
+from grurcn.training.losses import Tally, nll_loss
+from grurcn.training.pretrained import first_weights
+from grurcn.training.recipes import Recipe
+from shards.index import Index
+from shards.reading.order import Order
+from shards.reading.stream import ClipBatch, Reading, evaluation_batches, train_batches
+
+Batches = Generator[tuple[tuple[int, int], ClipBatch], None, None]
+
+
+class Recognition:
+    """Which class a video belongs to."""
+
+    def __init__(self, recipe: Recipe, job: Mapping[str, Any], read: Callable[..., Batches] = train_batches):
+        self.recipe, self.job, self.read = recipe, job, read
+        self.device: torch.device = job["device"]
+        self.index = Index(job["shards"], "train")
+        self.reading = Reading(**job["reading"])
+        self.judged: dict[str, Any] | None = None  # what the last validation got right and wrong, over all ranks
+        self.order = Order([shard.samples for shard in self.index.shards], recipe.global_batch, recipe.seed)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that its model can be used without the data."""
+        return {"classes": list(self.index.info.classes), "packing": vars(self.index.info.packing)}
+
+    @property
+    def flops_per_clip(self) -> int:
+        recipe, num_classes = self.recipe, len(self.index.info.classes)
+        clips = recipe.clips
+        return training_multiplications(recipe.model, clips.num_frames, clips.size, num_classes, clips.channels).flops
+
+    @property
+    def data_digest(self) -> str:
+        return self.index.info.digest
+
+    @property
+    def select(self) -> str:
+        return "loss"
+
+    def build(self, fresh: bool) -> nn.Module:
+        """The model; pretrained weights are read for a fresh start only, as a checkpoint has its own."""
+        recipe = self.recipe
+        weights = first_weights(recipe.model, self.job["tracking_uri"]) if fresh else None
+        num_classes = len(self.index.info.classes)
+        return build_model(
+            recipe.model, num_classes, recipe.seed, weights, recipe.clips.channels, self.job["recompute"]
+        )
+
+    def batches(self, **lanes: Any) -> Batches:
+        """This rank's part of every global batch. lanes: rank, world_size, start."""
+        return self.read(self.index, self.recipe.clips, self.order, **lanes, reading=self.reading)
+
+    def keys(self, numbers: list[int]) -> list[str]:
+        """The names of the order's samples."""
+        return [sample.key for sample in self.index.samples(numbers)]
+
+    def tally(self) -> Tally:
+        return Tally(self.device)
+
+    def loss(self, model: Callable[..., Tensor], batch: ClipBatch, tally: Tally) -> Tensor:
+        """The loss of some clips, a scalar; their scores go to the tally."""
+        levels = self.levels(model, batch)
+        tally.add(log_mean_vote(levels), batch.label)
+        return nll_loss(levels, batch.label, self.recipe.loss)
+
+    def levels(self, model: Callable[..., Tensor], batch: ClipBatch) -> Tensor:
+        """The votes of each clip's levels (B, L, K)."""
+        clips = model_input(batch.frames, batch.flow_bound, batch.box, batch.mirror, self.recipe.clips)
+        return model(clips, batch.draw)
+
+    def validate(self, engine: Any) -> dict[str, float]:
+        """loss, top1, top5 of the middle clip of each validation video, centre view. Every rank calls it."""
+        index = Index(self.job["shards"], "val")
+        tally, judgement = self.tally(), Judgement(index.info.classes, level_names(self.recipe))
+        with torch.inference_mode(), closing(self.validation_batches(index)) as batches:
+            for _, batch in batches:
+                part = batch.to(self.device)
+                levels = self.levels(engine, part)
+                tally.add(log_mean_vote(levels), part.label, part.weight)
+                kept = part.weight > 0
+                numbers: list[int] = part.sample[kept].tolist()
+                keys = [sample.key for sample in index.samples(numbers)]
+                judgement.add(levels[kept].exp(), part.label[kept], keys, numbers)
+        self.judged = joined(judgement)
+        return tally.read()
+
+    def validation_batches(self, index: Index) -> Any:
+        return evaluation_batches(
+            index,
+            self.recipe.clips,
+            global_batch=self.recipe.global_batch,
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            reading=self.reading,
+        )
+
+
+def joined(judgement: Judgement) -> dict[str, Any]:
+    """The judgement over all ranks' videos, as JSON holds it. Every rank calls it."""
+    first, *others = all_rows([judgement.to_dict()])
+    whole = Judgement.from_dict(first)
+    for other in others:
+        whole.join(Judgement.from_dict(other))
+    return whole.to_dict()
+
+
+def prepare(recipe: Recipe, shards: str, tracking_uri: str, fresh: bool) -> dict[str, Any]:
+    """Finds out, before anything is started, what would stop a worker later. Gives back what workers get to know besides."""
+    index = Index(shards, "train")
+    index.check_videos()
+    index.check_classes()
+    index.check_stream(recipe.clips.stream)
+    index.check_files()
+    Index(shards, "val").check_files()
+    Order([shard.samples for shard in index.shards], recipe.global_batch, recipe.seed)
+    weights = first_weights(recipe.model, tracking_uri) if fresh else None
+    build_model(recipe.model, len(index.info.classes), recipe.seed, weights, recipe.clips.channels)
+    return {}

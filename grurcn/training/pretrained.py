@@ -1,0 +1,93 @@
+"""Where a trunk's first weights come from: ImageNet, a file or a URL, or the trunk of another run.
+
+imagenet                    torchvision's, downloaded once into the cache
+vgg16.pth                   a file with torchvision's parameter names; also https://...#sha256=HEX
+runs/gru-rcn                the best model of a run's folder or s3:// URL (STORAGE/NAME), or of one checkpoint in it
+runs:/0f3a...               the best model of an MLflow run, on the server that tracks this one too
+models:/actions/1           a registered model, also /latest and models:/actions@champion; models:/m-0f3a... a logged one
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+from torch import Tensor
+
+from cluster.checkpoints.run_folder import Model, load_best
+from cluster.tracking.models import download_best, download_model
+from grurcn.models.gru_rcn import ModelConfig, TrunkName
+from grurcn.models.trunks import mobilenet, vgg
+from grurcn.models.trunks.base import BadWeights
+from grurcn.models.weights import read_weights
+
+IMAGENET: dict[TrunkName, str] = {"vgg16": vgg.IMAGENET, "mobilenet_v2": mobilenet.IMAGENET}
+MLFLOW = ("runs:", "models:")  # how a model's name begins that MLflow knows
+PREFIX = "trunk."  # of a trunk's parameters in a model's
+
+
+def first_weights(config: ModelConfig, tracking_uri: str) -> dict[str, Tensor] | None:
+    """The pretrained weights that a model begins with, None for a model without; raises what read_pretrained does."""
+    if config.weights is None:
+        return None
+    if config.kind != "c3d":
+        return read_pretrained(config.weights, config.trunk, tracking_uri)
+    if config.weights == "imagenet":
+        raise BadWeights(
+            "imagenet: C3D has no ImageNet weights; wanted a file, or none (Sports-1M's are the usual ones)"
+        )
+    return read_weights(config.weights)
+
+
+def absolute(source: str | None) -> str | None:
+    """The same source, a path as seen from any folder."""
+    if source is None or source == "imagenet" or source.startswith(MLFLOW) or "://" in source:
+        return source
+    return str(Path(source).expanduser().absolute())
+
+
+def read_pretrained(source: str, trunk: TrunkName, tracking_uri: str) -> dict[str, Tensor]:
+    """The weights of a trunk by torchvision's names, on the CPU.
+
+    Raises BadWeights if they cannot be had from `source` or are another trunk's, ValueError for a run without a whole
+    checkpoint, NoTracking for an MLflow server that is away.
+    """
+    if source == "imagenet":
+        return read_weights(IMAGENET[trunk])
+    if is_run(source):
+        return trunk_of(read_run(source, tracking_uri), source, trunk)
+    return read_weights(source)
+
+
+def is_run(source: str) -> bool:
+    """Whether a source is a run, or would be one: a folder or URL of the storage, runs:/ID or models:/NAME/VERSION of MLflow."""
+    return source.startswith((*MLFLOW, "s3://", "gs://")) or Path(source).expanduser().is_dir()
+
+
+def read_run(source: str, tracking_uri: str) -> Model:
+    """The best model of a run. Raises BadWeights for a wrong runs:/ID, ValueError and NoTracking as in read_pretrained."""
+    if not source.startswith(MLFLOW):
+        return load_best(source if "://" in source else Path(source).expanduser())
+    if source.startswith("models:"):
+        with tempfile.TemporaryDirectory(prefix="grurcn-") as folder:
+            return load_best(download_model(tracking_uri, source, Path(folder)))
+    match = re.fullmatch(r"runs:/(?P<run_id>[0-9a-f]{32})", source)
+    if match is None:
+        raise BadWeights(f"{source}: wanted runs:/ID, the 32 hexadecimal digits that MLflow shows as the run's id")
+    with tempfile.TemporaryDirectory(prefix="grurcn-") as folder:
+        return load_best(download_best(tracking_uri, match["run_id"], Path(folder)))
+
+
+def trunk_of(model: Model, source: str, trunk: TrunkName) -> dict[str, Tensor]:
+    """The trunk's weights out of a model's. Raises BadWeights if it has none, or those of another trunk."""
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in model.weights.items() if name.startswith(PREFIX)}
+    if not weights:
+        raise BadWeights(
+            f"{source}: this run's model has no trunk (found {', '.join(list(model.weights)[:3])}, ...); wanted a run of a "
+            f"model over {trunk}"
+        )
+    found = model.meta["recipe"]["model"].get("trunk", "vgg16")  # before there was a choice, it was VGG-16
+    if found != trunk:
+        raise BadWeights(
+            f"{source}: this run's trunk is {found}, wanted {trunk}; name another run, or --model.trunk {found}"
+        )
+    return weights

@@ -1,0 +1,1 @@
+"""python -m jobs.doctor: examines a machine or a cluster before a run."""

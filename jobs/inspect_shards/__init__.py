@@ -1,0 +1,1 @@
+"""python -m jobs.inspect_shards: looks into a packed data set."""

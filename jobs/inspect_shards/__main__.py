@@ -1,0 +1,51 @@
+"""Look into a packed data set, check it, and make others' tars readable.
+
+    python -m jobs.inspect_shards info data/mine               what it holds
+    python -m jobs.inspect_shards verify data/mine             whether every byte, row and frame is what was packed
+    python -m jobs.inspect_shards preview data/mine            what the model will see: preview.html, preview.png
+    python -m jobs.inspect_shards index s3://bucket/tars       an index for WebDataset tars that others wrote
+
+A data set is a folder or a URL: s3://, gs://, http://. Only `index` writes there, and it changes no tar.
+
+--json FILE holds:
+  info      url, format_version, digest, classes, splits, packing, encoder, source, shared_groups, rejected, reasons
+  verify    url, digest, videos, shards, bytes, decoded, faults, fault_list (the first 10,000), seconds
+  preview   url, split, page, picture, samples
+  index     out, tars_at, classes, captions, videos, shards, rejected, rejected_list, bytes, packing, seconds
+"""
+
+import tyro
+
+from jobs.command import STYLE, fail, prog, readable_help, run_command
+from jobs.inspect_shards.index import MakeIndex, make_index
+from jobs.inspect_shards.info import Info, info
+from jobs.inspect_shards.preview import Preview, preview
+from jobs.inspect_shards.verify import Verify, verify
+
+Job = Info | Verify | Preview | MakeIndex
+JOBS = {"info": Info, "verify": Verify, "preview": Preview, "index": MakeIndex}
+
+
+def parse(args: list[str] | None = None) -> Job:
+    try:
+        with readable_help():
+            return tyro.extras.subcommand_cli_from_dict(JOBS, prog=prog(), description=__doc__, args=args, config=STYLE)
+    except ValueError as error:  # of options that fit together with none
+        fail(error, status=2)
+        raise
+
+
+def main(job: Job) -> int:
+    match job:
+        case Info():
+            return info(job)
+        case Verify():
+            return verify(job)
+        case Preview():
+            return preview(job)
+        case MakeIndex():
+            return make_index(job)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(parse()))

@@ -1,0 +1,1 @@
+"""Videos -> shards: sources, checks, encoding, tars and their index."""

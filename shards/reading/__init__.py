@@ -1,0 +1,1 @@
+"""Shards -> batches: the order of samples, clips, decoding."""

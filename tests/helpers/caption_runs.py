@@ -1,0 +1,67 @@
+"""A captioning run whose weights are random and large, so that its words depend on what it sees."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.checkpoints.files import Snapshot
+from cluster.checkpoints.run_folder import RunFolder
+from cluster.checkpoints.writer import Saver
+from grurcn.models.decoder import DecoderConfig
+from grurcn.models.encoder import PartConfig
+from grurcn.models.gru_rcn import ModelConfig
+from grurcn.training.caption_recipes import CaptionRecipe
+from grurcn.training.captioning import build_captioner
+from grurcn.training.encoders import build_encoder, described, weights_digest
+from jobs.demo.videos import SIZE
+from shards.video import Packing
+
+SEGMENTS, OFFSETS = 5, (0, 1, 4)
+
+RECIPE = CaptionRecipe(
+    decoder=DecoderConfig(hidden=6, embedding=5, attention=4), max_words=6, beam=4, optim=CaptionRecipe().optim
+)
+
+WORDS = ("<end>", "<unk>", "a", "square", "disc", "moves", "left", "up")
+
+PACKING = Packing(width=SIZE, height=SIZE)
+
+ABOUT = {"optimizer": "SGD", "trainable": [], "step_counts": {}, "loss_scale": None}
+
+
+def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], meta: dict[str, Any]) -> Path:
+    """A run with one checkpoint, the best, at step 8."""
+    saver = Saver(RunFolder(str(folder)), keep=1)
+    snapshot = Snapshot(weights=weights, frozen=None, moments={}, about=ABOUT)
+    saver.write(snapshot, 8, {"step": 8, **meta}, {"loss": 1.0}, lambda _: None)
+    return folder
+
+
+def write_run(folder: Path, packing: Packing = PACKING, recipe: CaptionRecipe = RECIPE) -> Path:
+    """A captioning run over a tiny GRU-RCN and a tiny trunk. Its weights are large: what it says depends on what it sees."""
+    states = ModelConfig(taps=("pool1", "pool2"), hidden=(3, 5), width=0.0625, freeze=True)
+    frames = dataclasses.replace(states, kind="frames")
+    parts = [
+        PartConfig(kind="states", model=states, offsets=OFFSETS, size=16, box_share=0.875),
+        PartConfig(kind="frame", model=frames, offsets=(0,), size=16, box_share=0.875),
+    ]
+    about: list[dict[str, Any]] = [{**dataclasses.asdict(part), "source": "tests"} for part in parts]
+    torch.manual_seed(0)
+    size = sum(part.vector_size for part in parts)
+    encoder = described(SEGMENTS, about, size, "0" * 64)
+    weights = build_encoder(encoder).state_dict()
+    encoder = described(SEGMENTS, about, size, weights_digest(weights))
+    model = build_captioner(recipe, encoder, len(WORDS), weights)
+    for parameter in model.decoder.parameters():
+        torch.nn.init.normal_(parameter, std=1.5)
+    meta = {
+        "recipe": recipe.to_dict(),
+        "vocabulary": list(WORDS),
+        "encoder": encoder,
+        "packing": vars(packing),
+        "tracking_uri": "",
+        "mlflow_run_id": "",
+    }
+    return write_checkpoint(folder, model.state_dict(), meta)

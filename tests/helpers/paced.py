@@ -1,0 +1,29 @@
+"""python -m jobs.train ..., at a steady pace, on any machine: each step waits a while, and leaves the cores to others.
+
+A fault then hits in the middle of a run that is short all the same.
+"""
+
+import time
+from typing import Any
+
+from grurcn.training.classification import Batches
+from grurcn.training.loop import train_worker
+from jobs.command import run_command
+from jobs.train import main, parse
+from shards.reading.stream import train_batches
+
+STEP_SECONDS = 0.25
+
+
+def paced_batches(*args: Any, **options: Any) -> Batches:
+    for batch in train_batches(*args, **options):
+        time.sleep(STEP_SECONDS)
+        yield batch
+
+
+def paced_worker(job: dict[str, Any]) -> dict[str, Any]:
+    return train_worker(job, paced_batches)
+
+
+if __name__ == "__main__":
+    run_command(lambda: main(*parse(), paced_worker))

@@ -1,0 +1,517 @@
+"""A stranger's video: whatever it names, promises or does to its decoder, it is refused by name and the packing goes on."""
+
+import errno
+import os
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import av.error
+import psutil
+import pytest
+from videos import TINY, ffmpeg, lavfi_video, numbered_planes, write_video
+
+from shards.packing import sandbox as isolated
+from shards.packing.sandbox import VideoPacker, answer, raise_as
+from shards.video import BadVideo, Limits, Packing, store_video
+
+COPY = Packing(width=32, height=32, copy=True)
+SLOW = Packing(width=1920, height=1080, preset="placebo")  # about a second a frame
+SECONDS = 60  # long enough for anything that ends at all
+
+
+@pytest.fixture
+def packer() -> Iterator[VideoPacker]:
+    with VideoPacker(Limits(time_limit=SECONDS)) as packer:
+        yield packer
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "video.avi", numbered_planes(40))
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    until = time.monotonic() + SECONDS
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def helper_of(packer: VideoPacker) -> psutil.Process:
+    assert packer.helper is not None
+    return psutil.Process(packer.helper.process.pid)
+
+
+@contextmanager
+def in_the_middle(packer: VideoPacker, action: Callable[[psutil.Process], object]) -> Iterator[list[psutil.Process]]:
+    """Does something to the helper as soon as it encodes. Gives back the helper and its encoder, and waits for their end."""
+    seen: list[psutil.Process] = []
+
+    def encodes() -> bool:
+        """A helper's first child asks ffmpeg for its version and is soon gone; it is not the encoder."""
+        if packer.helper is not None:
+            with suppress(psutil.NoSuchProcess):
+                helper = helper_of(packer)
+                seen[:] = [helper, *(child for child in helper.children() if "libx264" in child.cmdline())]
+        return len(seen) == 2
+
+    def watch() -> None:
+        wait_until(encodes)
+        action(seen[0])
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield seen
+    thread.join()
+    assert len(seen) == 2
+    wait_until(lambda: not any(map(is_alive, seen)))
+
+
+# What comes back
+
+
+@pytest.mark.parametrize(
+    ("packing", "segment"),
+    [(TINY, ()), (COPY, ()), (replace(TINY, flow="dis"), ()), (TINY, (0.4, 1.2))],
+    ids=["plain", "copy", "flow", "segment"],
+)
+def test_a_video_is_stored_as_it_is_without_a_helper(packing, segment, video, packer):
+    if packing.flow != "none":
+        pytest.importorskip("cv2")
+    assert packer.store(video, packing, *segment) == store_video(video, packing, *segment)
+
+
+def test_one_helper_stores_many_videos_and_refuses_some(video, tmp_path, packer):
+    (tmp_path / "notes.avi").write_text("not a video")
+    first = packer.store(video, TINY)
+    helper = helper_of(packer)
+    with pytest.raises(BadVideo) as theirs:
+        packer.store(tmp_path / "notes.avi", TINY)
+    with pytest.raises(BadVideo) as ours:
+        store_video(tmp_path / "notes.avi", TINY)
+    assert str(theirs.value) == str(ours.value)
+    assert packer.store(video, TINY) == first
+    assert helper_of(packer) == helper
+
+
+def test_a_file_name_of_any_bytes_and_from_here_is_found(video, tmp_path, monkeypatch, packer):
+    monkeypatch.chdir(tmp_path)
+    path = Path(os.fsdecode(b'caf\xe9 "\n\\.avi'))
+    shutil.copy(video, path)
+    assert packer.store(path, TINY).num_frames == 40
+
+
+def test_a_missing_file_is_an_error_of_the_file(tmp_path, packer):
+    with pytest.raises(FileNotFoundError) as caught:
+        packer.store(tmp_path / "none.avi", TINY)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(tmp_path / "none.avi"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/tmp/x"), OSError, r"No space left on device: '/tmp/x'"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), PermissionError, "Permission denied: 'x'"),
+        (OSError("ffmpeg ended with status 1"), OSError, "^ffmpeg ended with status 1$"),
+        (BadVideo("the file is empty"), BadVideo, "^the file is empty$"),
+        (KeyError("fps"), RuntimeError, r"(?s)in the helper process:.*test_isolated.py.*KeyError: 'fps'"),
+    ],
+)
+def test_an_error_reaches_the_caller_as_what_it_is(error, kind, message, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(isolated, "store_video", fail)
+    reply, video, flow = answer({"path": "x", "packing": {}})
+    assert (video, flow) == (b"", b"")
+    with pytest.raises(kind, match=message) as caught:
+        raise_as(isolated.json.loads(reply))
+    assert getattr(caught.value, "errno", None) == getattr(error, "errno", None)
+
+
+def test_a_request_that_the_helper_does_not_understand_is_a_fault_of_ours(video, packer):
+    packer.store(video, TINY)
+    reply, *_ = packer.ask({"nonsense": 1}, SECONDS)
+    with pytest.raises(RuntimeError, match="KeyError: 'path'"):
+        raise_as(reply)
+
+
+def test_a_helper_that_does_not_start_is_a_fault_of_ours(video, packer, monkeypatch):
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(RuntimeError, match=r"did not start .1."):
+        packer.store(video, TINY)
+
+
+def test_a_helper_is_told_no_credentials(video, packer, monkeypatch):
+    secrets = (
+        "AWS_SECRET_ACCESS_KEY",
+        "GOOGLE_APPLICATION_CREDENTIALS",
+        "MLFLOW_TRACKING_PASSWORD",
+        "HF_TOKEN",
+        "RAY_AUTH_MODE",
+    )
+    for name in (*secrets, "COLUMNS"):
+        monkeypatch.setenv(name, "here")
+    packer.store(video, TINY)
+    names = psutil.Process(packer.helper.process.pid).environ()
+    assert "COLUMNS" in names
+    assert not set(secrets) & set(names)
+
+
+def test_a_helper_starts_without_the_libraries_of_training():
+    """So that it starts in a fraction of a second."""
+    script = (
+        "import sys, shards.packing.sandbox; print({'torch', 'ray', 'pyarrow', 'webdataset', 'cv2'} & set(sys.modules))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[3], capture_output=True, check=True
+    )
+    assert said.stdout == b"set()\n"
+
+
+# Decoders that crash, hang or eat memory
+
+
+def test_a_video_that_crashes_its_decoder_is_refused_and_the_next_one_is_stored(video, packer):
+    with (
+        in_the_middle(packer, lambda helper: helper.send_signal(signal.SIGSEGV)),
+        pytest.raises(BadVideo, match=r"the decoder crashed .signal 11: Segmentation fault."),
+    ):
+        packer.store(video, SLOW)
+    assert packer.store(video, TINY).num_frames == 40
+
+
+def test_a_helper_that_died_of_another_video_is_replaced(video, packer):
+    first = packer.store(video, TINY)
+    helper_of(packer).kill()
+    assert packer.store(video, TINY) == first
+
+
+def test_a_video_that_takes_for_ever_is_refused_and_the_next_one_is_stored(video):
+    with VideoPacker(Limits(time_limit=3)) as packer:
+        with (
+            in_the_middle(packer, lambda helper: None),
+            pytest.raises(BadVideo, match=r"not done after 3 s; .*--time-limit"),
+        ):
+            packer.store(video, SLOW)
+        assert packer.store(video, TINY).num_frames == 40
+
+
+def test_a_decoder_and_an_encoder_that_hang_are_killed(video):
+    with (
+        VideoPacker(Limits(time_limit=3)) as packer,
+        in_the_middle(packer, lambda helper: [each.suspend() for each in (*helper.children(), helper)]),
+        pytest.raises(BadVideo, match="not done after 3 s"),
+    ):
+        packer.store(video, SLOW)
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory):
+    """A VP8 video whose header says 32 x 32, and whose first frame 16,000 x 14,000."""
+    path = lavfi_video(
+        tmp_path_factory.mktemp("huge") / "huge.ivf", "-c:v", "libvpx", "-deadline", "realtime", num_frames=4
+    )
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<HH", data, data.index(b"\x9d\x01\x2a") + 3, 16_000, 14_000)
+    path.write_bytes(data)
+    return path
+
+
+def test_a_video_that_eats_memory_is_refused_and_the_next_one_is_stored(huge, video):
+    with VideoPacker(Limits(memory_limit=0.5, max_pixels=2**31 - 1)) as packer:
+        for _ in range(2):
+            with pytest.raises(BadVideo, match=r"wants more than 0\.5 GiB of memory; .*--memory-limit"):
+                packer.store(huge, TINY)
+            assert packer.store(video, TINY).num_frames == 40
+
+
+def test_a_killed_packing_leaves_no_process_and_no_file_behind(video, tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from shards.packing.sandbox import VideoPacker\n"
+        "from shards.video import Limits, Packing\n"
+        "packer = VideoPacker(Limits())\n"
+        "packer.store(Path(sys.argv[1]), Packing(width=1920, height=1080, preset='placebo'))\n"
+    )
+    root = Path(__file__).parents[3]
+    task = subprocess.Popen(
+        [sys.executable, "-c", script, str(video)], cwd=root, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    try:
+        wait_until(lambda: any(tmp_path.glob("*/*/video.mp4")))
+        others = psutil.Process(task.pid).children(recursive=True)
+        assert len(others) == 2  # the helper and its encoder
+    finally:
+        task.kill()
+        task.wait()
+    wait_until(lambda: not any(map(is_alive, others)) and not any(tmp_path.iterdir()))
+
+
+def test_an_interrupted_packing_leaves_no_process_behind(video, packer):
+    with (
+        in_the_middle(packer, lambda helper: os.kill(os.getpid(), signal.SIGINT)),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        packer.store(video, SLOW)
+    assert packer.store(video, TINY).num_frames == 40  # and it is of use again
+
+
+def test_a_packer_takes_its_folder_along(video, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with VideoPacker(Limits()) as packer:
+        packer.store(video, TINY)
+        assert [path.name[:16] for path in tmp_path.iterdir()] == ["grurcn-isolated-"]
+    assert not list(tmp_path.iterdir())
+
+
+# Headers that promise the moon
+
+
+def changed(path: Path, target: Path, *changes: tuple[bytes, int, str, tuple[int, ...]]) -> Path:
+    """A copy with numbers written over: after which name, how far, struct's format, the numbers."""
+    data = bytearray(path.read_bytes())
+    for name, offset, form, numbers in changes:
+        struct.pack_into(form, data, data.index(name) + len(name) + offset, *numbers)
+    target.write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize("packing", [TINY, COPY])
+def test_a_header_that_promises_a_milliard_frames_is_refused(packing, video, tmp_path, packer):
+    lying = changed(video, tmp_path / "lying.avi", (b"avih", 20, "<I", (10**9,)), (b"strh", 36, "<I", (10**9,)))
+    with pytest.raises(BadVideo, match=r"ends after 1\.60 of the 40000000\.00 s that its header promises"):
+        packer.store(lying, packing)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        (16_000, r"frames of 16,000 x 16,000 pixels: wanted at most 35,389,440 pixels .--max-pixels."),
+        (100_000, "frame 1 of 2 does not decode"),  # ffmpeg itself does not believe it
+    ],
+)
+def test_a_header_that_promises_huge_frames_is_refused(size, reason, tmp_path, packer):
+    raw = lavfi_video(tmp_path / "raw.avi", "-c:v", "rawvideo", "-pix_fmt", "yuv420p", num_frames=2)
+    lying = changed(raw, tmp_path / "lying.avi", (b"strf", 8, "<ii", (size, size)))
+    with pytest.raises(BadVideo, match=reason):
+        packer.store(lying, TINY)
+
+
+def test_a_frame_that_is_larger_than_its_header_says_is_refused(huge, packer):
+    with pytest.raises(BadVideo, match=r"frame 1 of 4 does not decode .Picture size 16000x14000 exceeds .* 35389440"):
+        packer.store(huge, TINY)
+
+
+def test_frames_that_grow_in_the_middle_of_a_video_are_refused(tmp_path):
+    parts = [
+        lavfi_video(tmp_path / f"{size}.h264", source=f"testsrc2=size={size}x{size}:rate=25", num_frames=4)
+        for size in (32, 256)
+    ]
+    (tmp_path / "growing.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert store_video(tmp_path / "growing.h264", TINY).num_frames == 8
+    with VideoPacker(Limits(max_pixels=64 * 64)) as packer:
+        assert packer.store(parts[0], TINY).num_frames == 4
+        with pytest.raises(BadVideo, match=r"frames of 256 x 256 pixels: wanted at most 4,096"):
+            packer.store(parts[1], TINY)
+        with pytest.raises(BadVideo, match=r"frame [1-5] does not decode"):
+            packer.store(tmp_path / "growing.h264", TINY)
+
+
+@pytest.mark.parametrize(("rate", "scale"), [(0, 0), (25, 0), (0, 1), (2**32 - 1, 1), (1, 2**32 - 1)])
+def test_a_frame_rate_of_nonsense_does_no_harm(rate, scale, video, tmp_path, packer):
+    odd = changed(video, tmp_path / "odd.avi", (b"strh", 24, "<II", (scale, rate)))
+    stored = packer.store(odd, TINY)
+    assert (stored.num_frames, stored.fps) == (40, 25)
+
+
+BOX = struct.Struct(">I4s")
+TRACK = (b"moov", b"trak")
+TABLES = (*TRACK, b"mdia", b"minf", b"stbl")
+
+
+def with_box(data: bytes, names: tuple[bytes, ...], content: bytes, copies: int = 1) -> bytes:
+    """A mov, its moov at the end, with other content in the box moov/trak/..., and all boxes around it grown."""
+    start, starts = 0, []
+    for name in names:
+        size, found = BOX.unpack_from(data, start)
+        while found != name:
+            start += size
+            size, found = BOX.unpack_from(data, start)
+        starts.append(start)
+        start += BOX.size
+    box = (BOX.pack(BOX.size + len(content), names[-1]) + content) * copies
+    old_size, _ = BOX.unpack_from(data, starts[-1])
+    whole = bytearray(data[: starts[-1]] + box + data[starts[-1] + old_size :])
+    for place in starts[:-1]:
+        size, name = BOX.unpack_from(data, place)
+        BOX.pack_into(whole, place, size + len(box) - old_size, name)
+    return bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def mov(tmp_path_factory):
+    return lavfi_video(tmp_path_factory.mktemp("mov") / "video.mov", "-c:v", "mjpeg", num_frames=4).read_bytes()
+
+
+def test_tables_of_a_milliard_frames_are_refused(mov, tmp_path, packer):
+    for name, numbers in {b"stsz": (0, 100, 10**9), b"stsc": (0, 1, 1, 10**9, 1), b"stts": (0, 1, 10**9, 512)}.items():
+        mov = with_box(mov, (*TABLES, name), struct.pack(f">{len(numbers)}I", *numbers))
+    (tmp_path / "lying.mov").write_bytes(mov)
+    with pytest.raises(BadVideo):
+        packer.store(tmp_path / "lying.mov", TINY)
+
+
+def test_a_file_of_thousands_of_tracks_is_refused(mov, tmp_path, packer):
+    start = mov.index(b"trak") - 4
+    track = mov[start + BOX.size : start + BOX.unpack_from(mov, start)[0]]
+    (tmp_path / "many.mov").write_bytes(with_box(mov, TRACK, track, copies=3000))
+    with pytest.raises(BadVideo, match="not a video that ffmpeg reads"):
+        packer.store(tmp_path / "many.mov", TINY)
+
+
+def test_a_stream_that_no_decoder_knows_is_refused(video, tmp_path, packer):
+    unknown = tmp_path / "unknown.avi"
+    unknown.write_bytes(video.read_bytes().replace(b"FMP4", b"?!?!"))
+    with pytest.raises(BadVideo, match="no decoder for its video stream"):
+        packer.store(unknown, TINY)
+
+
+# Files that name others
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A server on this machine that must see no connection."""
+    with socket.create_server(("127.0.0.1", 0)) as server, selectors.DefaultSelector() as selector:
+        selector.register(server, selectors.EVENT_READ)
+        yield server
+        assert not selector.select(timeout=0), "something connected"
+
+
+def address(server: socket.socket) -> str:
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+SCRIPTS = {  # by the suffix that gives them away
+    "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n",
+    "ffconcat": "ffconcat version 1.0\nfile {}\n",
+    "mpd": '<?xml version="1.0"?>\n<MPD><Period><AdaptationSet><BaseURL>{}</BaseURL></AdaptationSet></Period></MPD>',
+    "asx": '<ASX version="3.0"><Entry><Ref href="{}"/></Entry></ASX>',
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\na=control:{}\nm=video 5004 RTP/AVP 96\n",
+    "ref": "[Reference]\nRef1={}\n",
+    "qtl": '<?xml version="1.0"?>\n<?quicktime type="application/x-quicktime-media-link"?>\n<embed src="{}"/>',
+}
+
+
+@pytest.mark.parametrize("target", ["http://{}/x.ts", "rtsp://{}/x", "tcp://{}", "/etc/passwd", "secret.avi"])
+@pytest.mark.parametrize("suffix", SCRIPTS)
+def test_a_script_that_points_elsewhere_is_refused(suffix, target, video, tmp_path, listener, shared_packer):
+    shutil.copy(video, tmp_path / "secret.avi")
+    for name in ("innocent.avi", f"honest.{suffix}"):
+        (tmp_path / name).write_text(SCRIPTS[suffix].format(target.format(address(listener))))
+        for packing in (TINY, COPY):
+            with pytest.raises(BadVideo, match="not a video that ffmpeg reads"):
+                shared_packer.store(tmp_path / name, packing)
+
+
+def test_a_playlist_would_connect_if_it_were_let(tmp_path):
+    """What the tests here rest on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "honest.m3u8").write_text(SCRIPTS["m3u8"].format(f"http://{address(server)}/x.ts"))
+        said = []
+
+        def answer_once() -> None:
+            connection, _ = server.accept()
+            with connection:
+                said.append(connection.recv(100))
+
+        thread = threading.Thread(target=answer_once)
+        thread.start()
+        with pytest.raises(av.error.FFmpegError):
+            av.open(str(tmp_path / "honest.m3u8"), options={"protocol_whitelist": "file,http,tcp"})
+        thread.join(SECONDS)
+    assert said[0].startswith(b"GET /x.ts")
+
+
+@pytest.fixture(scope="module")
+def shared_packer():
+    with VideoPacker(Limits(time_limit=SECONDS)) as packer:
+        yield packer
+
+
+def alias(target: str) -> bytes:
+    """A data reference (dref) of one entry: an alias to an absolute path, as Final Cut's reference movies have it."""
+    name = target.rsplit("/", 1)[-1].encode()
+    path = target.encode() + b"\0" * (len(target) % 2)
+    record = bytes(14) + struct.pack("28p", b"volume") + bytes(12) + struct.pack("64p", name) + bytes(16)
+    record += struct.pack(">hh", 1, 1) + bytes(16)  # levels from here to the target
+    record += struct.pack(">hH", 2, len(path)) + path + struct.pack(">hH", -1, 0) + bytes(16)
+    return struct.pack(">II", 0, 1) + BOX.pack(BOX.size + len(record), b"alis") + record
+
+
+def test_a_mov_whose_frames_are_in_another_file_is_refused(mov, tmp_path, listener, packer):
+    secret, innocent = tmp_path / "secret.mov", tmp_path / "innocent.mov"
+    secret.write_bytes(mov)
+    place = (*TRACK, b"mdia", b"minf", b"dinf", b"dref")
+    innocent.write_bytes(with_box(mov.replace(b"\xff\xd8\xff", b"???"), place, alias(str(secret))))
+    options = {"enable_drefs": "1", "use_absolute_path": "1"}
+    with av.open(str(innocent), options=options) as container:  # so the reference is one that ffmpeg could follow
+        assert len(list(container.decode(video=0))) == 4
+    with pytest.raises(BadVideo, match="the video stream has no frames"):
+        packer.store(innocent, TINY)
+    innocent.write_bytes(with_box(mov, place, alias(f"http://{address(listener)}/secret.mov")))
+    with pytest.raises(BadVideo, match="the video stream has no frames"):
+        packer.store(innocent, TINY)
+
+
+def test_a_playlist_in_the_subtitles_of_an_avi_is_not_followed(tmp_path, listener, packer):
+    """The GAB2 trick: ffmpeg guesses the format of what an AVI's subtitle packet holds."""
+    path = tmp_path / "subtitles.avi"
+    sound = ("-f", "lavfi", "-i", "sine=duration=1")
+    ffmpeg("-f", "lavfi", "-i", "testsrc2=size=32x32:rate=25", *sound, "-frames:v", 20, "-c:a", "pcm_s16le", path)
+    playlist = SCRIPTS["m3u8"].format(f"http://{address(listener)}/x.ts").encode()
+    data = bytearray(path.read_bytes().replace(b"auds\1\0\0\0", b"txts\0\0\0\0"))
+    assert b"txts" in data
+    packet = data.index(b"01wb", data.index(b"movi")) + 8
+    size = int.from_bytes(data[packet - 4 : packet], "little")
+    gab2 = b"GAB2\0" + struct.pack("<HIHI", 2, 0, 4, len(playlist)) + playlist
+    data[packet : packet + size] = gab2.ljust(size, b"\n")
+    path.write_bytes(data)
+    assert packer.store(path, TINY).num_frames == 20
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["concat:a.avi|b.avi", "subfile,,start,0,end,0,,:a.avi", "file:a.avi", "pipe:0", "%03d.avi", "*.avi", "-i.avi"],
+)
+def test_a_file_name_that_ffmpeg_would_take_for_more_is_a_name(name, video, tmp_path, monkeypatch, packer):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(video, name)
+    assert packer.store(Path(name), TINY).num_frames == 40
+
+
+def test_what_is_not_a_regular_file_is_refused_before_it_is_opened(tmp_path, packer):
+    os.mkfifo(tmp_path / "pipe.avi")
+    for path in (tmp_path / "pipe.avi", tmp_path, Path("/dev/zero")):
+        with pytest.raises(BadVideo, match="not a regular file"):
+            packer.store(path, TINY)
