@@ -60,9 +60,9 @@ class Bar:
         """What workers tell (launch.run_workers) as they get through a split: how many more videos, and what happened."""
         self.move_to(min(self.total, self.done + news.get("videos", 0)))
         if "event" in news:
-            self.say(news["event"])
+            self.print_line(news["event"])
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """A line of its own, above the bar."""
         self.progress.console.print(line, markup=False, highlight=False) if self.terminal else print(line, flush=True)
 

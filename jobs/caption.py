@@ -28,7 +28,7 @@ import torch.distributed as dist
 from cluster.checkpoints.run_folder import Model, load_best
 from cluster.precision import autocast
 from cluster.progress import Bar, duration
-from cluster.tracking.mlflow_run import Report
+from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.server import check_reachable
 from cluster.workers.collectives import all_rows
 from cluster.workers.launch import Workers, run_workers
@@ -185,13 +185,14 @@ def conclude(
         pq.write_table(table, folder / FILE)
         (folder / RESULT).write_text(json.dumps(result, indent=1))
         copy_into(store, name, folder, (FILE, RESULT))
-        report = Report(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
-        report.metrics(model.step, {f"{job.split}/{key}": value for key, value in scores.total.items()})
-        report.table(f"{job.split}-captions.json", CAPTION_TABLE, as_table(rows[:ROWS_SHOWN]))
-        report.files(folder, name)
-        if not report.close():
+        mlflow_run = MlflowRun(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
+        mlflow_run.log_metrics(model.step, {f"{job.split}/{key}": value for key, value in scores.total.items()})
+        mlflow_run.log_table(f"{job.split}-captions.json", CAPTION_TABLE, as_table(rows[:ROWS_SHOWN]))
+        mlflow_run.log_artifacts(folder, name)
+        if not mlflow_run.close():
             print(
-                f"warning: MLflow at {report.uri} did not answer; the result is in {store.url}/{name} alone", flush=True
+                f"warning: MLflow at {mlflow_run.uri} did not answer; the result is in {store.url}/{name} alone",
+                flush=True,
             )
     said = ", ".join(f"{title} {scores.total[key]:.4f}" for key, title in SHOWN.items() if key in scores.total)
     finish(

@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from cluster.checkpoints.run_folder import Model, load_best
 from cluster.progress import Bar, duration
-from cluster.tracking.mlflow_run import Report
+from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.server import check_reachable
 from cluster.workers.collectives import all_rows
 from cluster.workers.launch import Workers, run_workers
@@ -199,11 +199,11 @@ def conclude(
         for file, content in drawn.items():
             (folder / file).write_bytes(content)
         copy_into(store, name, folder, (FILE, *drawn, RESULT))
-        report = Report(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
-        report.metrics(model.step, {f"{job.split}/{key}": result[key] for key in ("loss", "top1", "top5")})
-        report.files(folder, name)
-        if not report.close():
-            print(f"warning: MLflow at {report.uri} did not answer; the result is in {place} alone", flush=True)
+        mlflow_run = MlflowRun(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
+        mlflow_run.log_metrics(model.step, {f"{job.split}/{key}": result[key] for key in ("loss", "top1", "top5")})
+        mlflow_run.log_artifacts(folder, name)
+        if not mlflow_run.close():
+            print(f"warning: MLflow at {mlflow_run.uri} did not answer; the result is in {place} alone", flush=True)
     which = "best model" if model.best else "newest model"
     finish(
         f"evaluated the {which} of {store.url} (step {model.step:,}) on {result['videos']:,} {job.split} videos, {job.clips} "

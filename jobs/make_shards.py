@@ -67,7 +67,7 @@ def main(job: MakeShards) -> int:
             tasks = [(plan.url, shard, plan.classes, job.limits) for shard in waiting]
             for video in run_tasks(pack_shard, tasks, job.workers):
                 if video.refused:
-                    bar.say(f"left out {video.name}: {video.refused}")
+                    bar.print_line(f"left out {video.name}: {video.refused}")
                 bar.advance()
     info = finish_packing(plan)
     report(job, info, time.monotonic() - started)

@@ -209,7 +209,7 @@ def look(job: Predict, print_lines: bool = False) -> Found:
         for video, answer in zip(videos, answers, strict=True):
             if isinstance(answer, Answer):
                 for line in lines_of(answer.row, videos if bar.terminal else ()) if print_lines else ():
-                    bar.say(line)
+                    bar.print_line(line)
                 if answer.picture:
                     write(pictures[video], answer.picture)
                 found.rows.append(answer.row)

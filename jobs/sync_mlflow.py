@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from cluster.checkpoints.run_folder import IDENTITY, Identity, RunFolder
 from cluster.progress import first_line
-from cluster.tracking.mlflow_run import UNSENT, Report, read_entries
+from cluster.tracking.mlflow_run import UNSENT, MlflowRun, read_entries
 from cluster.tracking.server import NoTracking, check_reachable, ui_command
 from grurcn.inference.mlflow_model import save_pyfunc
 from jobs.command import command_line, finish, run_command
@@ -64,11 +64,11 @@ def send(run: RunFolder, identity: Identity, entries: int) -> None:
             f"MLflow at {uri} does not tell of run {run_id} ({first_line(error)}); start it on the database that has the run; "
             f"{entries:,} {kept}"
         ) from None
-    report = Report(uri, run_id, run, is_over=True, package=save_pyfunc)
-    if not report.close(math.inf):
+    mlflow_run = MlflowRun(uri, run_id, run, is_over=True, package=save_pyfunc)
+    if not mlflow_run.close(math.inf):
         raise NoTracking(
-            f"MLflow at {uri} took {entries - len(report.kept):,} of {entries:,} entries and then answered no more; run the "
-            f"same command again once it does: {len(report.kept):,} {kept}"
+            f"MLflow at {uri} took {entries - len(mlflow_run.kept):,} of {entries:,} entries and then answered no more; run the "
+            f"same command again once it does: {len(mlflow_run.kept):,} {kept}"
         )
 
 

@@ -30,7 +30,7 @@ from mlflow.entities import Dataset
 
 from cluster.checkpoints.run_folder import Identity, OtherRun, RunFolder
 from cluster.progress import Bar, duration
-from cluster.tracking.mlflow_run import Report
+from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.provenance import command, environment, git_diff, provenance_tags
 from cluster.tracking.server import open_run, tracking_uri, ui_command
 from cluster.workers.launch import News, Workers, run_workers
@@ -152,21 +152,21 @@ def main(recipe_name: str, job: Job, worker: Worker = train_worker) -> int:
     index, prepared = check(job, run)
     identity = open_identity(job, run, index, recipe_name)
     result = run.result()
-    with Report(identity.tracking_uri, identity.mlflow_run_id, run, package=save_pyfunc) as report:
+    with MlflowRun(identity.tracking_uri, identity.mlflow_run_id, run, package=save_pyfunc) as mlflow_run:
         if result is None:
             run.prepare()
             try:
-                result = train(job, run, index, identity, report, worker, prepared)
+                result = train(job, run, index, identity, mlflow_run, worker, prepared)
             except BaseException as error:
-                report.event(report.last_step(), f"ended: {type(error).__name__}: {error}".rstrip(": "))
-                report.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                mlflow_run.log_event(mlflow_run.last_step(), f"ended: {type(error).__name__}: {error}".rstrip(": "))
+                mlflow_run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
                 raise
             run.finish(result)
             if job.register:
-                report.register(job.register)
+                mlflow_run.register(job.register)
         else:
             print(f"{run.url} was finished before; choose another --name to train anew", flush=True)
-        report.end()  # a run that was finished before too: opening it set it running
+        mlflow_run.end()  # a run that was finished before too: opening it set it running
     conclude(job, run, identity, result, time.monotonic() - started)
     return 0
 
@@ -279,42 +279,42 @@ def train(
     run: RunFolder,
     index: Index,
     identity: Identity,
-    report: Report,
+    mlflow_run: MlflowRun,
     worker: Worker,
     prepared: dict[str, Any],
 ) -> dict[str, Any]:
     """Runs the workers and shows their news: a bar on a terminal, a line every `log_every` steps, and in MLflow."""
-    report.text("recipe.json", json.dumps(job.recipe.to_dict(), indent=1))
+    mlflow_run.log_text("recipe.json", json.dumps(job.recipe.to_dict(), indent=1))
     if "vocabulary" in prepared:
-        report.text("vocabulary.json", json.dumps(prepared["vocabulary"], ensure_ascii=False))
-    report.text("dataset.json", index.info.to_json())
-    report.text("environment.txt", environment())
+        mlflow_run.log_text("vocabulary.json", json.dumps(prepared["vocabulary"], ensure_ascii=False))
+    mlflow_run.log_text("dataset.json", index.info.to_json())
+    mlflow_run.log_text("environment.txt", environment())
     if (diff := git_diff(ROOT)) is not None:
-        report.text("changes.diff", diff)
+        mlflow_run.log_text("changes.diff", diff)
     with (
         Bar("training", "steps", job.recipe.num_steps, lines=False) as bar,
-        Painter(report.picture, bar.say) as painter,
+        Painter(mlflow_run.log_image, bar.print_line) as painter,
     ):
-        report.say = bar.say
+        mlflow_run.print_line = bar.print_line
 
         def listen(news: News) -> None:
             if "line" in news:
-                bar.say(news["line"])
+                bar.print_line(news["line"])
             if "step" in news:
                 bar.move_to(news["step"])
             if "metrics" in news:
-                report.metrics(news["at"], news["metrics"], news["milliseconds"])
+                mlflow_run.log_metrics(news["at"], news["metrics"], news["milliseconds"])
             if "system" in news:
                 values = {f"system/{news['host']}/{name}": value for name, value in news["system"].items()}
-                report.metrics(report.last_step(), values, news["milliseconds"])
+                mlflow_run.log_metrics(mlflow_run.last_step(), values, news["milliseconds"])
             if "judged" in news:
                 painter.paint(partial(pictures_of, job, run, news))
             if "table" in news:
-                report.table(news["table"], CAPTION_TABLE, news["rows"])
+                mlflow_run.log_table(news["table"], CAPTION_TABLE, news["rows"])
             if "saved" in news:
-                report.checkpoint(news["saved"], news["keep"], news["new_best"])
+                mlflow_run.log_checkpoint(news["saved"], news["keep"], news["new_best"])
             if "event" in news:
-                report.event(report.last_step(), news["event"])
+                mlflow_run.log_event(mlflow_run.last_step(), news["event"])
 
         worker_job = {
             "recipe": job.recipe.to_dict(),

@@ -21,7 +21,7 @@ from cluster.checkpoints.files import (
 from cluster.checkpoints.run_folder import RunFolder, step_of
 
 
-class Saver:
+class CheckpointWriter:
     """Writes a run's checkpoints in a thread of rank 0, one at a time, while training goes on. Every rank has one."""
 
     def __init__(self, run: RunFolder, keep: int, state: dict[str, Any] | None = None):
@@ -30,7 +30,7 @@ class Saver:
         self.frozen_sha256: str | None = state["sha256"].get(f"../{FROZEN}") if state else None
         self.best: dict[str, Any] | None = state["best"] if state else None
         self.with_frozen = self.frozen_sha256 is None
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self.writing: Future[None] | None = None
 
     def save(

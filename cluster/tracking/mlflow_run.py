@@ -1,6 +1,6 @@
 """A run's driver -> MLflow: one run for the whole life of a training, restarts included.
 
-    what workers tell ──> Report, a queue ──┬─> a thread for metrics ──┬─> MLflow
+    what workers tell ──> MlflowRun, a queue ──┬─> a thread for metrics ──┬─> MLflow
                                             ├─> a thread for files ────┘
                                             └─> a thread that keeps ─────> STORAGE/NAME/unsent.jsonl, until MLflow has it
 
@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from cluster.checkpoints.run_folder import RunFolder
 from cluster.progress import first_line
-from cluster.tracking.sender import Entry, Package, Sender, is_passing, now, plain
+from cluster.tracking.sender import Entry, MlflowSender, Package, is_passing, now, plain
 from cluster.tracking.server import NoTracking
 from shards.store import BadShards, NoFile
 
@@ -41,7 +41,7 @@ KINDS = {
 }  # of entries, a thread each
 
 
-class Report:
+class MlflowRun:
     """What one process tells MLflow of a run. A `with` block sends what is left; nothing in it waits for the server."""
 
     def __init__(
@@ -49,21 +49,21 @@ class Report:
         uri: str,
         run_id: str,
         run: RunFolder | None = None,
-        say: Callable[[str], None] = print,
+        print_line: Callable[[str], None] = print,
         is_over: bool = False,
         package: Package = plain,
     ):
-        """run: where entries wait that cannot be sent, and where checkpoints are; without, both are refused. say: for people.
+        """run: where entries wait that cannot be sent, and where checkpoints are; without it, both are refused.
 
-        is_over: the run has ended, so that an end that an earlier process told is sent too. package: makes what MLflow gets
-        of the best model's folder. Raises NoTracking if the server does not answer.
+        print_line: prints a line for people. is_over: the run has ended, so an end that an earlier process logged is sent too.
+        package: makes what MLflow gets of the best model's folder. Raises NoTracking if the server does not answer.
         """
-        self.client, self.run_id, self.run, self.say = MlflowClient(uri), run_id, run, say
+        self.client, self.run_id, self.run, self.print_line = MlflowClient(uri), run_id, run, print_line
         self.uri = uri
         self.kept = read_entries(run) if run else []  # what is in unsent.jsonl
         self.waiting = [entry for entry in self.kept if is_over or entry["kind"] != "end"]
         self.last_steps = self.known_steps() if run else {}
-        self.sender = Sender(self.client, uri, run_id, run, lambda line: self.say(line), package)
+        self.sender = MlflowSender(self.client, uri, run_id, run, lambda line: self.print_line(line), package)
         self.changed = threading.Condition()  # of all that follows, and of what waits
         self.keep_now = self.is_closed = False
         self.away: set[str] = set()  # SMALL or FILES, where the last attempt had no answer
@@ -73,12 +73,12 @@ class Report:
         for what in KINDS:
             threading.Thread(target=self.send_all, args=(what,), name=f"report sends {what}", daemon=True).start()
 
-    def __enter__(self) -> "Report":
+    def __enter__(self) -> "MlflowRun":
         return self
 
     def __exit__(self, *_: object) -> None:
         if not self.close() and self.run and self.kept:
-            self.say(
+            self.print_line(
                 f"MLflow at {self.uri} did not take {len(self.kept)} entries; they are kept in {self.run.url}/{UNSENT}; "
                 f"send them once it answers: python -m jobs.sync_mlflow --run {self.run.url}"
             )
@@ -100,7 +100,7 @@ class Report:
         """The last one of which there were metrics."""
         return max([0, *self.last_steps.values()])
 
-    def metrics(self, step: int, values: Mapping[str, float], milliseconds: int | None = None) -> None:
+    def log_metrics(self, step: int, values: Mapping[str, float], milliseconds: int | None = None) -> None:
         """Metrics of a step. Those that a run has told already, and tells again after a restart, are left out.
 
         milliseconds: when they were measured, since 1970; default: now.
@@ -113,29 +113,29 @@ class Report:
         values = {key: float(value) for key, value in values.items()}
         self.put(kind="metrics", step=step, milliseconds=milliseconds or now(), values=values)
 
-    def event(self, step: int, text: str) -> None:
+    def log_event(self, step: int, text: str) -> None:
         """Something that happened to the run: a tag each, in order, and how many there were as a metric."""
         self.put(kind="event", step=step, milliseconds=now(), text=text)
 
-    def text(self, name: str, content: str) -> None:
+    def log_text(self, name: str, content: str) -> None:
         self.put(kind="text", name=name, content=content)
 
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table that MLflow's pages show as one; of the same name, the last one stays. name: *.json."""
         self.put(kind="table", name=name, content=json.dumps({"columns": list(columns), "data": list(rows)}))
 
-    def picture(self, name: str, content: bytes) -> None:
+    def log_image(self, name: str, content: bytes) -> None:
         """An image file; of the same name the last one stays, and those that still wait are not sent any more. name: *.png."""
         with self.changed:
             same = {"kind": "picture", "name": name}
             self.waiting = [entry for entry in self.waiting if not same.items() <= entry.items()]
             self.put(**same, content=base64.b64encode(content).decode())
 
-    def files(self, folder: Path, name: str) -> None:
+    def log_artifacts(self, folder: Path, name: str) -> None:
         """A folder's files as artifacts under `name`."""
         self.put(kind="files", folder=str(folder), name=name)
 
-    def checkpoint(self, name: str, keep: int, new_best: bool) -> None:
+    def log_checkpoint(self, name: str, keep: int, new_best: bool) -> None:
         """A checkpoint and, if it is new, the best model as logged models; the newest `keep` checkpoints stay."""
         with self.changed:
             older = [entry for entry in self.waiting if entry["kind"] == "checkpoint"]
@@ -192,13 +192,13 @@ class Report:
                 if is_passing(error):
                     if away_since is None:
                         away_since = time.monotonic()
-                        self.say(f"MLflow at {self.uri} does not answer ({first_line(error)}); {what} wait")
+                        self.print_line(f"MLflow at {self.uri} does not answer ({first_line(error)}); {what} wait")
                     self.wait_away(what, pause)
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                     continue
-                self.say(f"warning: MLflow at {self.uri} refuses {entry['kind']}: {first_line(error)}")
+                self.print_line(f"warning: MLflow at {self.uri} refuses {entry['kind']}: {first_line(error)}")
             if away_since is not None:
-                self.say(f"MLflow at {self.uri} takes {what} again, after {time.monotonic() - away_since:.0f} s")
+                self.print_line(f"MLflow at {self.uri} takes {what} again, after {time.monotonic() - away_since:.0f} s")
                 away_since, pause = None, FIRST_PAUSE_SECONDS
             self.done(what, entry)
 
@@ -253,7 +253,7 @@ class Report:
             else:
                 run.store.delete([UNSENT])
         except (OSError, BadShards) as error:
-            self.say(f"warning: what MLflow has not taken cannot be kept: {error}")
+            self.print_line(f"warning: what MLflow has not taken cannot be kept: {error}")
         else:
             self.kept = waiting
 

@@ -27,7 +27,7 @@ MODEL_FOLDER = "data/model"  # of a best model's artifacts: state.json and weigh
 CHECKPOINT, BEST = "checkpoint", "best"  # kinds
 
 
-class Models:
+class LoggedModels:
     """The logged models of one run."""
 
     def __init__(self, client: MlflowClient, uri: str, run_id: str):

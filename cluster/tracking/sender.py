@@ -18,7 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from cluster.checkpoints.files import FROZEN, Checkpoint
 from cluster.checkpoints.run_folder import RunFolder, export_best, step_of
 from cluster.progress import first_line
-from cluster.tracking.models import BEST, CHECKPOINT, MODEL_FOLDER, Models
+from cluster.tracking.models import BEST, CHECKPOINT, MODEL_FOLDER, LoggedModels
 from shards.store import BadShards
 
 LONGEST_TAG = 5000  # characters MLflow stores
@@ -28,7 +28,7 @@ Entry = dict[str, Any]
 Package = Callable[[Path, Path], None]  # moves a folder that export_best wrote into a new one, to be logged
 
 
-class Sender:
+class MlflowSender:
     """Sends the entries of one run."""
 
     def __init__(
@@ -37,12 +37,12 @@ class Sender:
         uri: str,
         run_id: str,
         run: RunFolder | None,
-        say: Callable[[str], None],
+        print_line: Callable[[str], None],
         package: Package,
     ):
         """package: makes what is logged of the best model's folder."""
-        self.client, self.uri, self.run_id, self.run, self.say = client, uri, run_id, run, say
-        self.models, self.package = Models(client, uri, run_id), package
+        self.client, self.uri, self.run_id, self.run, self.print_line = client, uri, run_id, run, print_line
+        self.models, self.package = LoggedModels(client, uri, run_id), package
         self.best_missed = False  # the best model's checkpoint could not be sent, and has no successor that was
 
     def send(self, entry: Entry) -> None:
@@ -117,7 +117,7 @@ class Sender:
                 raise
             except ValueError as error:  # damaged, or gone: a newer one has taken its place while MLflow was away
                 self.best_missed = new_best
-                self.say(f"warning: {checkpoint.url} was not sent to MLflow: {error}")
+                self.print_line(f"warning: {checkpoint.url} was not sent to MLflow: {error}")
                 return
             if (folder / FROZEN).exists():
                 self.client.log_artifact(self.run_id, str(folder / FROZEN), SHARED)
@@ -153,7 +153,7 @@ class Sender:
         try:
             self.models.drop_old(kind, keep)
         except Exception as error:
-            self.say(f"warning: older models stay in MLflow at {self.uri}: {first_line(error)}")
+            self.print_line(f"warning: older models stay in MLflow at {self.uri}: {first_line(error)}")
 
 
 def now() -> int:

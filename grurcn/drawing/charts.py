@@ -45,9 +45,9 @@ class Painter:
     """Draws in a thread, so that nothing waits for it; of what waits to be drawn only the newest. A `with` block ends when
     that is done. What cannot be drawn is said, and ends nothing."""
 
-    def __init__(self, send: Callable[[str, bytes], None], say: Callable[[str], None]):
+    def __init__(self, send: Callable[[str, bytes], None], print_line: Callable[[str], None]):
         """send: gets each picture's name and its PNG."""
-        self.send, self.say = send, say
+        self.send, self.print_line = send, print_line
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="painter")
         self.last: Future[None] | None = None
 
@@ -67,7 +67,7 @@ class Painter:
             for name, content in draw().items():
                 self.send(name, content)
         except Exception as error:
-            self.say(f"warning: pictures of the validation were not drawn: {type(error).__name__}: {error}")
+            self.print_line(f"warning: pictures of the validation were not drawn: {type(error).__name__}: {error}")
 
 
 def confusion_matrix(judgement: Judgement, about: str) -> bytes:

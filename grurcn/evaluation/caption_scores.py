@@ -41,19 +41,19 @@ def caption_scores(
     references: Mapping[str, Sequence[str]],
     hypotheses: Mapping[str, str],
     metrics: Iterable[str] = METRICS,
-    say: Callable[[str], object] = print,
+    print_line: Callable[[str], object] = print,
 ) -> CaptionScores:
     """Scores one caption a video against that video's references, both by the video's key.
 
-    Where there is no Java, METEOR is left out and `say` gets a line about it. Raises BadCaptions if the two do not name the
-    same videos, there are none, or a video has no reference with a word in it; ValueError for metrics that there are not
+    Where there is no Java, METEOR is left out and `print_line` gets a line about it. Raises BadCaptions if the two do not name
+    the same videos, there are none, or a video has no reference with a word in it; ValueError for metrics that there are not
     and without pycocoevalcap; ChildProcessError if METEOR's Java process fails.
     """
     wanted = known(metrics)
     check_videos(references, hypotheses)
     check_installed()
     if "meteor" in wanted and not has_java():
-        say(f"METEOR is left out: it needs Java, and no `java` runs here; {INSTALL_JAVA}")
+        print_line(f"METEOR is left out: it needs Java, and no `java` runs here; {INSTALL_JAVA}")
         wanted.remove("meteor")
     keys = sorted(references)  # sums come out the same whatever the order
     cut_references = {key: [" ".join(tokenize(caption)) for caption in references[key]] for key in keys}

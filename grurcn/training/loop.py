@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cluster.checkpoints.engine_state import read_state
 from cluster.checkpoints.files import Checkpoint
 from cluster.checkpoints.run_folder import RunFolder
-from cluster.checkpoints.writer import Saver
+from cluster.checkpoints.writer import CheckpointWriter
 from cluster.engine import loss_scale, set_learning_rate, start_engine
 from cluster.progress import duration
 from cluster.workers.collectives import Agreement
@@ -109,7 +109,7 @@ def train_worker(job: dict[str, Any], read: Callable[..., Any] | None = None) ->
     task = task_of(job, checkpoint, read)
     recipe, order = task.recipe, task.order
     engine = build_engine(task, job, fresh=checkpoint is None)
-    progress, saver = resume(engine, run, checkpoint, job)
+    progress, writer = resume(engine, run, checkpoint, job)
     start = divmod(progress.step, order.steps_per_epoch)
     batches = task.batches(rank=dist.get_rank(), world_size=dist.get_world_size(), start=start)
     losses, tally, watch = Losses(progress.step), task.tally(), Stopwatch(recipe.global_batch, job["device"])
@@ -134,16 +134,16 @@ def train_worker(job: dict[str, Any], read: Callable[..., Any] | None = None) ->
         is_saved = is_validated or stop or is_time(progress.step, job["save_every"], recipe.num_steps)
         if is_logged or is_saved:
             losses = losses.checked(progress.step, agreement, task)
-            saver.check()
+            writer.check()
         if is_logged:
             tell(job, agreement, progress, task, tally.read(), watch, rate, loss_scale(engine))
             tally, watch = task.tally(), Stopwatch(recipe.global_batch, job["device"])
         if is_saved:
             with watch.pausing():
                 best = validate(engine, task, job, progress) if is_validated else None
-                save(engine, saver, task, job, progress, best)
+                save(engine, writer, task, job, progress, best)
     batches.close()  # its threads end with it
-    saver.close()
+    writer.close()
     is_over = progress.step == recipe.num_steps or progress.stopped(recipe)
     return progress.result(recipe) if is_over else {"stopped": progress.step}
 
@@ -219,10 +219,10 @@ def newest(run: RunFolder, agreement: Agreement, job: dict[str, Any]) -> Checkpo
 
 def resume(
     engine: DeepSpeedEngine, run: RunFolder, checkpoint: Checkpoint | None, job: dict[str, Any]
-) -> tuple[Progress, Saver]:
+) -> tuple[Progress, CheckpointWriter]:
     """Where the run is, with the checkpoint's state in the engine, and what will write the next ones."""
     if checkpoint is None:
-        return Progress(), Saver(run, job["keep"])
+        return Progress(), CheckpointWriter(run, job["keep"])
     state = read_state(engine, checkpoint)
     meta = state["meta"]
     if dist.get_rank() == 0:
@@ -230,7 +230,7 @@ def resume(
             job["tell"](metrics)
         job["tell"]({"step": meta["step"], "line": f"going on after step {meta['step']:,} from {checkpoint.url}"})
     progress = Progress(step=meta["step"], best=state["best"], lowest=meta["lowest"], stale=meta["stale"])
-    return progress, Saver(run, job["keep"], state)
+    return progress, CheckpointWriter(run, job["keep"], state)
 
 
 def step_done(job: dict[str, Any], agreement: Agreement, progress: Progress) -> bool:
@@ -244,7 +244,7 @@ def step_done(job: dict[str, Any], agreement: Agreement, progress: Progress) -> 
 
 def save(
     engine: DeepSpeedEngine,
-    saver: Saver,
+    writer: CheckpointWriter,
     task: Task,
     job: dict[str, Any],
     progress: Progress,
@@ -267,7 +267,7 @@ def save(
     }
     progress.told = []
     news = {"new_best": best is not None, "keep": job["keep"]}
-    saver.save(engine, progress.step, meta, best, lambda checkpoint: job["tell"]({"saved": checkpoint.name, **news}))
+    writer.save(engine, progress.step, meta, best, lambda checkpoint: job["tell"]({"saved": checkpoint.name, **news}))
 
 
 def validate(engine: DeepSpeedEngine, task: Task, job: dict[str, Any], progress: Progress) -> dict[str, float] | None:

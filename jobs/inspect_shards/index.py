@@ -70,7 +70,7 @@ def make_index(job: MakeIndex) -> int:
             tasks = [(plan.tars_at, plan.out, tar, packing, job.limits) for tar in waiting]
             for sample in run_tasks(scan_tar, tasks, job.workers):
                 if sample.refused:
-                    bar.say(f"left out {shown(sample.name)}: {sample.refused}")
+                    bar.print_line(f"left out {shown(sample.name)}: {sample.refused}")
                 done += sample.size_bytes
                 if round(done / 1e6) != bar.done:
                     bar.move_to(round(done / 1e6))

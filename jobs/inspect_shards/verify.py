@@ -53,7 +53,7 @@ class Tally:
             self.num_faults += 1
             if len(self.first) < FAULTS_IN_JSON:
                 self.first.append(fault)
-            self.bar.say(f"fault: {fault}")
+            self.bar.print_line(f"fault: {fault}")
 
 
 def verify(job: Verify) -> int:

@@ -8,7 +8,7 @@ import torch
 
 from cluster.checkpoints.files import Snapshot
 from cluster.checkpoints.run_folder import RunFolder
-from cluster.checkpoints.writer import Saver
+from cluster.checkpoints.writer import CheckpointWriter
 from grurcn.models.decoder import DecoderConfig
 from grurcn.models.encoder import PartConfig
 from grurcn.models.gru_rcn import ModelConfig
@@ -33,9 +33,9 @@ ABOUT = {"optimizer": "SGD", "trainable": [], "step_counts": {}, "loss_scale": N
 
 def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], meta: dict[str, Any]) -> Path:
     """A run with one checkpoint, the best, at step 8."""
-    saver = Saver(RunFolder(str(folder)), keep=1)
+    writer = CheckpointWriter(RunFolder(str(folder)), keep=1)
     snapshot = Snapshot(weights=weights, frozen=None, moments={}, about=ABOUT)
-    saver.write(snapshot, 8, {"step": 8, **meta}, {"loss": 1.0}, lambda _: None)
+    writer.write(snapshot, 8, {"step": 8, **meta}, {"loss": 1.0}, lambda _: None)
     return folder
 
 

@@ -15,7 +15,7 @@ from caption_runs import write_run as write_caption_run
 
 from cluster.checkpoints.files import Snapshot
 from cluster.checkpoints.run_folder import RunFolder
-from cluster.checkpoints.writer import Saver
+from cluster.checkpoints.writer import CheckpointWriter
 from grurcn.inference.classifier import OtherTask, Recogniser
 from grurcn.inference.model_input import model_input
 from grurcn.models.gru_rcn import GRURCN, ModelConfig, build_model
@@ -94,7 +94,7 @@ def write_run_of(folder: Path, recipe: Recipe) -> None:
         moments={},
         about={"optimizer": "SGD", "trainable": [], "step_counts": {}, "loss_scale": None},
     )
-    Saver(RunFolder(str(folder)), keep=1).write(
+    CheckpointWriter(RunFolder(str(folder)), keep=1).write(
         snapshot, 8, {"step": 8, **meta_of(recipe)}, {"loss": 1.0}, lambda _: None
     )
 

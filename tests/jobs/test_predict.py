@@ -21,7 +21,7 @@ from packing import packing_job
 from PIL import Image
 
 from cluster.checkpoints.run_folder import RunFolder
-from cluster.tracking.mlflow_run import Report
+from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.server import open_run, tracking_uri
 from grurcn.drawing.attention import BAR_HEIGHT, DARKEST, Attended, attention_sheet, context
 from grurcn.drawing.contact_sheet import Heading
@@ -183,8 +183,8 @@ def test_one_checkpoint_of_a_run_may_be_named(run, scenes, capsys):
 def test_a_run_may_be_named_as_mlflow_does(run, scenes, storage, capsys):
     uri = tracking_uri(storage)
     run_id = open_run(uri, storage, "predicted", "mine", None, {}, {}, {})
-    with Report(uri, run_id, RunFolder(str(run))) as report:
-        report.checkpoint("checkpoint-00000008", keep=1, new_best=True)
+    with MlflowRun(uri, run_id, RunFolder(str(run))) as report:
+        report.log_checkpoint("checkpoint-00000008", keep=1, new_best=True)
     video = scenes / "a" / "2.avi"
     wanted = predicted(capsys, run, video)
     assert predicted(capsys, f"runs:/{run_id}", video, storage=str(storage)) == wanted

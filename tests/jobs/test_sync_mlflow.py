@@ -19,9 +19,9 @@ from small_runs import ROOT, TINY, job
 
 from cluster.checkpoints.run_folder import Identity, RunFolder, load_best
 from cluster.tracking import mlflow_run as report
-from cluster.tracking.mlflow_run import UNSENT, Report, read_entries
-from cluster.tracking.models import CHECKPOINT, Models, download_best
-from cluster.tracking.sender import Sender
+from cluster.tracking.mlflow_run import UNSENT, MlflowRun, read_entries
+from cluster.tracking.models import CHECKPOINT, LoggedModels, download_best
+from cluster.tracking.sender import MlflowSender
 from cluster.tracking.server import open_run, tracking_uri
 from grurcn.training.loop import train_worker
 from jobs import sync_mlflow, train
@@ -93,7 +93,7 @@ def check_whole(run: RunFolder) -> None:
     client, run_id = mlflow_run(run)
     identity = run.identity()
     assert identity is not None
-    logged = Models(client, identity.tracking_uri, run_id).all(CHECKPOINT)
+    logged = LoggedModels(client, identity.tracking_uri, run_id).all(CHECKPOINT)
     there = [model.name for model in logged]
     assert there == [checkpoint.name for checkpoint in run.checkpoints()]
     assert there == ["checkpoint-00000020", "checkpoint-00000024"]
@@ -154,9 +154,9 @@ def test_a_server_that_did_it_but_whose_answer_was_lost_has_it_once(server, tmp_
     enough = 1_000_000
     with monkeypatch.context() as patch:
         patch.setattr(report, "CLOSE_SECONDS", 1.0)
-        with Report(identity.tracking_uri, identity.mlflow_run_id, run, lambda _: None) as to:
-            to.metrics(1, {"train/loss": 0.1, "train/top1": float("nan"), "perf/x": 1 / 3})
-            to.event(1, "lost worker 1")
+        with MlflowRun(identity.tracking_uri, identity.mlflow_run_id, run, lambda _: None) as to:
+            to.log_metrics(1, {"train/loss": 0.1, "train/top1": float("nan"), "perf/x": 1 / 3})
+            to.log_event(1, "lost worker 1")
             wait_until(lambda: len(calls) == 2)
     assert len(read_entries(run)) == 2
     enough = len(calls) + 3
@@ -276,10 +276,10 @@ def leave_entries(run: RunFolder, identity: Identity, monkeypatch) -> None:
     """As a process leaves them that could not send them, nor told how it ended."""
     with monkeypatch.context() as patch:
         patch.setattr(report, "CLOSE_SECONDS", 0.1)
-        patch.setattr(Sender, "send", lambda *_: (_ for _ in ()).throw(ConnectionRefusedError()))
-        with Report(identity.tracking_uri, identity.mlflow_run_id, run, lambda _: None) as to:
-            to.metrics(1, {"train/loss": 0.5})
-            to.event(1, "ended: Diverged")
+        patch.setattr(MlflowSender, "send", lambda *_: (_ for _ in ()).throw(ConnectionRefusedError()))
+        with MlflowRun(identity.tracking_uri, identity.mlflow_run_id, run, lambda _: None) as to:
+            to.log_metrics(1, {"train/loss": 0.5})
+            to.log_event(1, "ended: Diverged")
             to.end("FAILED")
 
 

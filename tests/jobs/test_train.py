@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from small_runs import OPTIONS, ROOT, TINY, job, losses, run_train
 
 from cluster.checkpoints.run_folder import OtherRun, RunFolder, load_best
-from cluster.tracking.models import BEST, CHECKPOINT, Models
+from cluster.tracking.models import BEST, CHECKPOINT, LoggedModels
 from cluster.tracking.server import NoTracking, tracking_uri
 from grurcn.models.trunks.base import BadWeights
 from grurcn.training.loop import Diverged
@@ -61,7 +61,7 @@ def test_mlflow_has_one_run_with_parameters_metrics_tags_and_artifacts(finished,
     assert sorted(losses(finished)) == [1, 2, 3, 4, 5, 6]
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {"recipe.json", "dataset.json", "environment.txt", "pictures"} <= files
-    models = Models(client, finished["tracking_uri"], run.info.run_id)
+    models = LoggedModels(client, finished["tracking_uri"], run.info.run_id)
     assert [model.name for model in models.all(CHECKPOINT)] == ["checkpoint-00000003", "checkpoint-00000006"]
     assert [model.name for model in models.all(BEST)] == [f"best-{finished['best_step']:08}"]
     same_name = client.search_runs([run.info.experiment_id], "attributes.run_name = 'finished'")
@@ -134,7 +134,7 @@ def test_only_the_newest_checkpoints_are_kept(finished, shards, storage):
         "checkpoint-00000005",
         "checkpoint-00000006",
     ]
-    models = Models(MlflowClient(result["tracking_uri"]), result["tracking_uri"], result["mlflow_run_id"])
+    models = LoggedModels(MlflowClient(result["tracking_uri"]), result["tracking_uri"], result["mlflow_run_id"])
     assert [model.name for model in models.all(CHECKPOINT)] == ["checkpoint-00000005", "checkpoint-00000006"]
 
 

@@ -17,7 +17,7 @@ from servers import s3_server
 from cluster.checkpoints.engine_state import read_state
 from cluster.checkpoints.files import Checkpoint
 from cluster.checkpoints.run_folder import Identity, RunFolder, export_best, load_best
-from cluster.checkpoints.writer import Saver
+from cluster.checkpoints.writer import CheckpointWriter
 from shards import store as stores
 from shards.store import BadShards, FolderStore, NoFile
 
@@ -38,18 +38,18 @@ def place(request, tmp_path) -> str:
     return f"{request.getfixturevalue('s3')}/{tmp_path.name}/mine"
 
 
-def save(saver: Saver, engine, step: int, best: dict | None = None) -> None:
-    saver.save(engine, step, {"step": step}, best)
+def save(writer: CheckpointWriter, engine, step: int, best: dict | None = None) -> None:
+    writer.save(engine, step, {"step": step}, best)
 
 
 def train_and_save(place: str, keep: int = 2, best_at: int = 2, steps: int = 5):
     """A checkpoint a step, the best of them at `best_at`. Gives back the engine and the run."""
     engine, run = tiny_engine(0), RunFolder(place)
-    saver = Saver(run, keep)
+    writer = CheckpointWriter(run, keep)
     for step in range(1, steps + 1):
         train(engine, [step - 1])
-        save(saver, engine, step, {"loss": 1.0} if step == best_at else None)
-    saver.close()
+        save(writer, engine, step, {"loss": 1.0} if step == best_at else None)
+    writer.close()
     return engine, run
 
 
@@ -119,10 +119,10 @@ def test_weights_that_are_not_trained_are_written_once(place, monkeypatch):
     state = run.checkpoints()[-1].state()
     assert state["weights"] == ["model.safetensors", "../frozen.safetensors"]
     engine = tiny_engine(0)
-    saver = Saver(run, 2, read_state(engine, run.checkpoints()[-1]))
+    writer = CheckpointWriter(run, 2, read_state(engine, run.checkpoints()[-1]))
     train(engine, [5])
-    save(saver, engine, 6)  # by another process, which goes on
-    saver.close()
+    save(writer, engine, 6)  # by another process, which goes on
+    writer.close()
     assert written.count("frozen.safetensors") == 1
     run.checkpoints()[-1].check()
 
@@ -138,14 +138,14 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(FolderStore, "written", slow)
     engine, run = tiny_engine(0), RunFolder(str(tmp_path))
-    saver = Saver(run, 2)
+    writer = CheckpointWriter(run, 2)
     train(engine, [0])
-    save(saver, engine, 1)
+    save(writer, engine, 1)
     losses = train(engine, range(1, 1 + steps_meanwhile))
-    saver.check()
+    writer.check()
     assert not run.checkpoints()
     may_write.set()
-    saver.close()
+    writer.close()
     again = tiny_engine(0)
     read_state(again, run.checkpoints()[-1])
     assert train(again, range(1, 1 + steps_meanwhile)) == losses
@@ -155,12 +155,12 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_checkpoint_before_is_
     engine, run = train_and_save(place, steps=2)
     with torch.no_grad():
         next(weight for weight in tiny_model_of(engine).parameters() if weight.requires_grad).fill_(float("nan"))
-    saver = Saver(run, 1, run.checkpoints()[-1].state())
-    save(saver, engine, 3)
+    writer = CheckpointWriter(run, 1, run.checkpoints()[-1].state())
+    save(writer, engine, 3)
     with pytest.raises(
         ValueError, match=r"checkpoint-00000003: not saved, as the weights are not finite after this step"
     ):
-        saver.close()
+        writer.close()
     assert names(run) == ["checkpoint-00000001", "checkpoint-00000002"]
     run.checkpoints()[-1].check()
 
@@ -199,10 +199,10 @@ def test_after_a_damaged_checkpoint_the_same_steps_are_saved_anew(place):
     found = run.newest_whole(lambda _: None)
     assert found is not None
     engine = tiny_engine(0)
-    saver = Saver(run, 2, read_state(engine, found))
+    writer = CheckpointWriter(run, 2, read_state(engine, found))
     train(engine, [4])
-    save(saver, engine, 5)
-    saver.close()
+    save(writer, engine, 5)
+    writer.close()
     assert names(run) == ["checkpoint-00000004", "checkpoint-00000005"]
     run.checkpoints()[-1].check()
 
@@ -228,10 +228,10 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
     assert newest is not None
     assert newest.name == "checkpoint-00000005"
     engine = tiny_engine(0)
-    saver = Saver(run, 2, read_state(engine, newest))
+    writer = CheckpointWriter(run, 2, read_state(engine, newest))
     train(engine, [5])
-    save(saver, engine, 6)
-    saver.close()
+    save(writer, engine, 6)
+    writer.close()
     assert not [name for name in run.store.names() if name.startswith("checkpoint-00000007")]
 
 
@@ -245,9 +245,9 @@ def test_a_full_disk_is_one_error_the_checkpoint_before_stays_and_room_is_all_th
         pytest.skip("this machine does not let us mount a small disk")
     try:
         engine, run = tiny_engine(0), RunFolder(str(disk / "run"))
-        saver = Saver(run, 10)
+        writer = CheckpointWriter(run, 10)
         with pytest.raises(OSError, match="no space left on the device; make room and run the same again"):
-            save_until_full(saver, engine)
+            save_until_full(writer, engine)
         whole = names(run)
         assert whole
         assert not [name for name in run.store.names() if "partial" in name]
@@ -257,19 +257,19 @@ def test_a_full_disk_is_one_error_the_checkpoint_before_stays_and_room_is_all_th
         subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
         again = tiny_engine(0)
         state = read_state(again, newest)
-        saver = Saver(run, 10, state)
+        writer = CheckpointWriter(run, 10, state)
         train(again, [state["meta"]["step"]])
-        save(saver, again, state["meta"]["step"] + 1)
-        saver.close()
+        save(writer, again, state["meta"]["step"] + 1)
+        writer.close()
         assert names(run) == [*whole, f"checkpoint-{len(whole) + 1:08}"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def save_until_full(saver: Saver, engine) -> None:
+def save_until_full(writer: CheckpointWriter, engine) -> None:
     for step in range(1, 30):
         train(engine, [step - 1])
-        save(saver, engine, step)
+        save(writer, engine, step)
 
 
 def test_a_store_that_is_away_for_a_while_is_waited_for(s3, monkeypatch, tmp_path):
@@ -279,17 +279,17 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(s3, monkeypatch, tmp_pat
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port + 1}")  # where nobody answers yet
     S3FileSystem.clear_instance_cache()
     engine, run = tiny_engine(0), RunFolder(f"{s3}/{tmp_path.name}")
-    saver = Saver(run, 2)
+    writer = CheckpointWriter(run, 2)
     train(engine, [0])
-    save(saver, engine, 1)
+    save(writer, engine, 1)
     train(engine, [1])
     time.sleep(3)
-    saver.check()
+    writer.check()
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=port + 1, verbose=False)
     server.start()
     try:
-        save(saver, engine, 2)
-        saver.close()
+        save(writer, engine, 2)
+        writer.close()
         assert names(run) == ["checkpoint-00000001", "checkpoint-00000002"]
     finally:
         server.stop()
@@ -302,10 +302,10 @@ def test_a_store_that_stays_away_is_one_error(monkeypatch, tmp_path):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     S3FileSystem.clear_instance_cache()
-    saver = Saver(RunFolder("s3://videos/away"), 2)
-    save(saver, tiny_engine(0), 0)
+    writer = CheckpointWriter(RunFolder("s3://videos/away"), 2)
+    save(writer, tiny_engine(0), 0)
     with pytest.raises(BadShards, match=r"s3://videos/away/.*failed \d+ times in 5 s"):
-        saver.close()
+        writer.close()
     S3FileSystem.clear_instance_cache()
 
 

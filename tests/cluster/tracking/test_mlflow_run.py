@@ -13,7 +13,7 @@ from mlflow.protos import databricks_pb2 as codes
 
 from cluster.checkpoints.run_folder import RunFolder
 from cluster.tracking import mlflow_run as report
-from cluster.tracking.mlflow_run import UNSENT, Report, read_entries
+from cluster.tracking.mlflow_run import UNSENT, MlflowRun, read_entries
 from cluster.tracking.sender import is_passing
 from cluster.tracking.server import NoTracking
 from shards.store import BadShards
@@ -104,14 +104,14 @@ def wait_until(is_so: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def told(steps: range, to: Report) -> None:
+def told(steps: range, to: MlflowRun) -> None:
     for step in steps:
-        to.metrics(step, {"train/loss": step / 10, "train/top1": 0.5}, milliseconds=1000 * step)
+        to.log_metrics(step, {"train/loss": step / 10, "train/top1": 0.5}, milliseconds=1000 * step)
 
 
 def test_what_fails_for_a_while_is_sent_in_order_and_said_once(client, run):
     client.fault, said = fail(5, AWAY), []
-    with Report("http://server", "id", run, said.append) as to:
+    with MlflowRun("http://server", "id", run, said.append) as to:
         told(range(1, 6), to)
         to.end()
     assert client.steps() == [1, 2, 3, 4, 5]
@@ -124,22 +124,22 @@ def test_what_fails_for_a_while_is_sent_in_order_and_said_once(client, run):
 
 def test_what_was_done_although_the_answer_was_lost_is_not_doubled(client, run):
     client.fault = fail(3, AWAY, at="answer")
-    with Report("uri", "id", run, lambda _: None) as to:
+    with MlflowRun("uri", "id", run, lambda _: None) as to:
         told(range(1, 4), to)
-        to.event(3, "lost worker 1")
-        to.event(3, "training again")
+        to.log_event(3, "lost worker 1")
+        to.log_event(3, "training again")
     assert client.steps() == [1, 2, 3]
     assert sorted(client.tags) == ["event.0001", "event.0002"]
 
 
 def test_events_are_numbered_on_from_those_there_and_one_that_is_sent_again_keeps_its_number(client, run):
-    with Report("uri", "id", run) as to:
-        to.event(1, "first")
-        to.event(2, "second")
+    with MlflowRun("uri", "id", run) as to:
+        to.log_event(1, "first")
+        to.log_event(2, "second")
     client.fault = fail(1, AWAY, at="answer")
-    with Report("uri", "id", run, lambda _: None) as to:
-        to.event(3, "third")
-        to.event(4, "fourth")
+    with MlflowRun("uri", "id", run, lambda _: None) as to:
+        to.log_event(3, "third")
+        to.log_event(4, "fourth")
     assert [f"{key} {text.split(': ')[1]}" for key, text in sorted(client.tags.items())] == [
         "event.0001 first", "event.0002 second", "event.0003 third", "event.0004 fourth",
     ]  # fmt: skip
@@ -150,7 +150,7 @@ def test_events_are_numbered_on_from_those_there_and_one_that_is_sent_again_keep
 
 def test_a_refused_entry_is_said_and_dropped_and_the_others_go_on(client, run):
     client.fault, said = fail(1, MlflowException("a key that is too long", codes.INVALID_PARAMETER_VALUE)), []
-    with Report("uri", "id", run, said.append) as to:
+    with MlflowRun("uri", "id", run, said.append) as to:
         told(range(1, 4), to)
     assert client.steps() == [2, 3]
     assert said == ["warning: MLflow at uri refuses metrics: a key that is too long"]
@@ -158,14 +158,14 @@ def test_a_refused_entry_is_said_and_dropped_and_the_others_go_on(client, run):
 
 def test_steps_that_mlflow_has_or_that_wait_for_it_are_not_told_again(client, run, monkeypatch):
     monkeypatch.setattr(report, "CLOSE_SECONDS", 0.1)
-    with Report("uri", "id", run) as to:
+    with MlflowRun("uri", "id", run) as to:
         told(range(1, 4), to)
     client.fault = always(AWAY)
-    with Report("uri", "id", run, lambda _: None) as to:
+    with MlflowRun("uri", "id", run, lambda _: None) as to:
         told(range(2, 6), to)
     assert [entry["step"] for entry in read_entries(run)] == [4, 5]
     client.fault = lambda call: None
-    with Report("uri", "id", run) as to:
+    with MlflowRun("uri", "id", run) as to:
         assert to.last_step() == 5
         told(range(3, 8), to)
     assert client.steps() == [1, 2, 3, 4, 5, 6, 7]
@@ -174,12 +174,12 @@ def test_steps_that_mlflow_has_or_that_wait_for_it_are_not_told_again(client, ru
 def test_an_end_that_a_run_was_to_have_before_it_went_on_is_not_sent(client, run, monkeypatch):
     monkeypatch.setattr(report, "CLOSE_SECONDS", 0.1)
     client.fault = always(AWAY)
-    with Report("uri", "id", run, lambda _: None) as to:
+    with MlflowRun("uri", "id", run, lambda _: None) as to:
         told(range(1, 2), to)
         to.end("FAILED")
     assert [entry["kind"] for entry in read_entries(run)] == ["metrics", "end"]
     client.fault = lambda call: None
-    with Report("uri", "id", run) as to:
+    with MlflowRun("uri", "id", run) as to:
         wait_until(lambda: not to.waiting)
         assert client.status == "RUNNING"
         to.end()
@@ -192,7 +192,7 @@ def test_closing_is_bounded_and_keeps_and_says_what_is_left(client, run, monkeyp
     client.fault = lambda call: gate.wait(60) and None
     said, started = [], time.monotonic()
     gate.set()
-    with Report("uri", "id", run, said.append) as to:
+    with MlflowRun("uri", "id", run, said.append) as to:
         gate.clear()
         told(range(1, 4), to)
         to.end()
@@ -206,8 +206,8 @@ def test_closing_is_bounded_and_keeps_and_says_what_is_left(client, run, monkeyp
 
 def test_metrics_do_not_wait_behind_a_file_and_the_end_waits_for_both(client, run, gate):
     client.fault = lambda call: gate.wait(60) and None if call == "log_text" else None
-    with Report("uri", "id", run) as to:
-        to.text("recipe.json", "{}")
+    with MlflowRun("uri", "id", run) as to:
+        to.log_text("recipe.json", "{}")
         told(range(1, 4), to)
         to.end()
         wait_until(lambda: client.steps() == [1, 2, 3])
@@ -220,8 +220,8 @@ def test_metrics_do_not_wait_behind_a_file_and_the_end_waits_for_both(client, ru
 def test_a_file_that_takes_too_long_ends_the_waiting_too(client, run, monkeypatch, gate):
     monkeypatch.setattr(report, "BUSY_SECONDS", 0.5)
     client.fault = lambda call: gate.wait(60) and None if call == "log_text" else None
-    to = Report("uri", "id", run, lambda _: None)
-    to.text("recipe.json", "{}")
+    to = MlflowRun("uri", "id", run, lambda _: None)
+    to.log_text("recipe.json", "{}")
     started = time.monotonic()
     assert not to.close()
     assert time.monotonic() - started < 30
@@ -230,7 +230,7 @@ def test_a_file_that_takes_too_long_ends_the_waiting_too(client, run, monkeypatc
 
 def test_what_waits_is_kept_while_the_run_goes_on_and_forgotten_once_it_is_sent(client, run):
     client.fault = always(AWAY)
-    with Report("uri", "id", run, lambda _: None) as to:
+    with MlflowRun("uri", "id", run, lambda _: None) as to:
         told(range(1, 4), to)
         wait_until(lambda: len(read_entries(run)) == 3)
         client.fault = lambda call: None
@@ -244,10 +244,10 @@ def test_a_checkpoint_is_kept_at_once_and_those_that_would_be_deleted_are_left_o
     client.list_artifacts = lambda *_: (_ for _ in ()).throw(AWAY)  # pyright: ignore[reportAttributeAccessIssue]
     client.fault = always(AWAY)
     monkeypatch.setattr(report, "CLOSE_SECONDS", 0.1)
-    with Report("uri", "id", run, lambda _: None) as to:
+    with MlflowRun("uri", "id", run, lambda _: None) as to:
         for step in range(1, 7):
             told(range(step, step + 1), to)
-            to.checkpoint(f"checkpoint-{step}", keep=2, new_best=step == 3)
+            to.log_checkpoint(f"checkpoint-{step}", keep=2, new_best=step == 3)
             wait_until(lambda: "checkpoint" in [entry["kind"] for entry in read_entries(run)])
         wait_until(lambda: len(read_entries(run)) == 6 + 3)
     checkpoints = [entry for entry in read_entries(run) if entry["kind"] == "checkpoint"]
@@ -260,7 +260,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_does_not_end_the_run(client
     client.fault, said = always(AWAY), []
     Path(run.url).rmdir()
     Path(run.url).write_text("no folder")
-    with Report("uri", "id", None, said.append) as to:
+    with MlflowRun("uri", "id", None, said.append) as to:
         to.run, to.last_steps = run, {"train": -1}
         told(range(1, 3), to)
     assert any(line.startswith("warning: what MLflow has not taken cannot be kept") for line in said)
@@ -270,7 +270,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_does_not_end_the_run(client
 def test_a_server_that_is_away_when_a_report_begins_is_no_traceback(client, run):
     client.fault = fail(1, AWAY, at="history")
     with pytest.raises(NoTracking, match="MLflow at uri does not tell of id: connection refused"):
-        Report("uri", "id", run)
+        MlflowRun("uri", "id", run)
 
 
 def answered(status: int) -> requests.HTTPError:

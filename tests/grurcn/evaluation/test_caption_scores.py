@@ -45,7 +45,7 @@ def no_words_about(line):
 
 
 def scores_of(captions, metrics=WITHOUT_JAVA):
-    return caption_scores(*pair(captions), metrics, say=no_words_about)
+    return caption_scores(*pair(captions), metrics, print_line=no_words_about)
 
 
 # Against others
@@ -55,7 +55,7 @@ def scores_of(captions, metrics=WITHOUT_JAVA):
 def test_the_scores_of_a_set_are_those_that_others_published_for_it_to_the_printed_digit():
     content = json.loads(PUBLISHED.read_text())
     names = {f"bleu{n}": f"Bleu_{n}" for n in range(1, 5)} | {"rouge_l": "ROUGE_L", "cider": "CIDEr"}
-    found = caption_scores(content["references"], content["hypotheses"], WITHOUT_JAVA, say=no_words_about).total
+    found = caption_scores(content["references"], content["hypotheses"], WITHOUT_JAVA, print_line=no_words_about).total
     assert {name: f"{score:.3f}" for name, score in found.items()} == {
         name: f"{content['published'][theirs]:.3f}" for name, theirs in names.items()
     }
@@ -65,7 +65,7 @@ def test_the_scores_of_a_set_are_those_that_others_published_for_it_to_the_print
 @needs_java
 def test_the_meteor_of_a_set_is_the_one_that_others_published_for_it_to_the_printed_digit():
     content = json.loads(PUBLISHED.read_text())
-    found = caption_scores(content["references"], content["hypotheses"], ["meteor"], say=no_words_about)
+    found = caption_scores(content["references"], content["hypotheses"], ["meteor"], print_line=no_words_about)
     assert f"{found.total['meteor']:.3f}" == f"{content['published']['METEOR']:.3f}"
 
 
@@ -237,7 +237,7 @@ def program(folder, text):
 def test_where_there_is_no_java_meteor_is_left_out_and_one_line_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     lines = []
-    found = caption_scores({"v1": ["a man"]}, {"v1": "a man"}, say=lines.append)
+    found = caption_scores({"v1": ["a man"]}, {"v1": "a man"}, print_line=lines.append)
     assert tuple(found.total) == WITHOUT_JAVA
     assert tuple(found.each["v1"]) == WITHOUT_JAVA
     assert len(lines) == 1
@@ -256,7 +256,7 @@ def test_a_java_that_does_not_start_is_none(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", folder)
     with pytest.raises(ValueError, match="meteor needs Java"):
         check_metrics(["meteor"])
-    assert "meteor" not in caption_scores({"v1": ["a man"]}, {"v1": "a man"}, say=lambda line: None).total
+    assert "meteor" not in caption_scores({"v1": ["a man"]}, {"v1": "a man"}, print_line=lambda line: None).total
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 
 from cluster.checkpoints.files import Snapshot
 from cluster.checkpoints.run_folder import RunFolder, load_best
-from cluster.checkpoints.writer import Saver
-from cluster.tracking.mlflow_run import Report
+from cluster.checkpoints.writer import CheckpointWriter
+from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.models import download_best
 from cluster.tracking.server import NoTracking, open_run, tracking_uri
 from grurcn.models import weights as weight_files
@@ -35,14 +35,14 @@ def random_model(recipe: Recipe, seed: int) -> dict[str, torch.Tensor]:
 
 def write_run(folder: Path, recipe: dict, newest: dict, best: dict | None = None) -> Path:
     """A run with its newest weights at step 8, and, if wanted, its best ones at step 4."""
-    saver = Saver(RunFolder(str(folder)), keep=2)
-    saver.with_frozen = False
+    writer = CheckpointWriter(RunFolder(str(folder)), keep=2)
+    writer.with_frozen = False
     about = {"optimizer": "SGD", "trainable": [], "step_counts": {}, "loss_scale": None}
     for step, weights, validated in ((4, best, {"loss": 1.0}), (8, newest, None)):
         if weights is not None:
             snapshot = Snapshot(weights=weights, frozen=None, moments={}, about=about)
             meta = {"step": step, "recipe": recipe, "classes": list("abcde")}
-            saver.write(snapshot, step, meta, validated, lambda _: None)
+            writer.write(snapshot, step, meta, validated, lambda _: None)
     return folder
 
 
@@ -194,8 +194,8 @@ def open_mlflow_run(storage: Path) -> tuple[str, str]:
 def send_checkpoint(run: Path, uri: str, run_id: str, name: str, new_best: bool) -> list[str]:
     """Gives back what was said."""
     said = []
-    with Report(uri, run_id, RunFolder(str(run)), said.append) as report:
-        report.checkpoint(name, keep=1, new_best=new_best)
+    with MlflowRun(uri, run_id, RunFolder(str(run)), said.append) as report:
+        report.log_checkpoint(name, keep=1, new_best=new_best)
     return said
 
 
