@@ -48,8 +48,8 @@ from grurcn.inference.videos import STANDARD_INPUT, find_videos, normal, read_vi
 from grurcn.training.pretrained import MLFLOW, read_run
 from jobs.command import Flat, command_line, run_command
 from jobs.inspect_shards.preview import write
-from shards.packing.external_scan import shown
 from shards.packing.sandbox import VideoPacker
+from shards.printable import printable
 from shards.reading.clips import evaluation_clips
 from shards.video import Limits, Packing, Stored
 
@@ -325,7 +325,7 @@ def caption_lines(row: Mapping[str, Any], aligned_with: Sequence[Path]) -> list[
 
 def on_a_line(text: str) -> str:
     """Whatever stands in a file's name, a class or a caption, without what a terminal would act on."""
-    return "".join(map(shown, text))
+    return "".join(map(printable, text))
 
 
 def tell(job: Predict, found: Found, seconds: float) -> None:

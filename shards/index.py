@@ -35,6 +35,7 @@ FORMAT = "grurcn-shards"
 FORMAT_VERSION = 3
 DESCRIPTION, PLAN = "dataset.json", ".packing/plan"
 REJECTED = "rejected.jsonl"
+EXTERNAL = "webdataset"  # kind of source of a data set whose tars others wrote
 SHARDS_HELD = 32  # of which the rows are kept, if nobody wants more
 SHARDS_CHECKED = 256  # of which the rows are checked before a run, at most
 ARROW_MAGIC = b"ARROW1\0\0"
@@ -114,6 +115,11 @@ class DatasetInfo:
     rejected: int
     shards_at: str | None = None  # where the shards lie, if they were made elsewhere and only their index is here
     encoder: dict[str, Any] | None = None  # what has computed the vectors that lie there instead of videos (encoded.py)
+
+    @property
+    def is_external(self) -> bool:
+        """Whether others wrote the tars: they were indexed, not packed."""
+        return self.source.get("kind") == EXTERNAL
 
     def to_json(self) -> str:
         content = asdict(self)

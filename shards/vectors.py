@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from shards.index import DESCRIPTION, DatasetInfo, Index, Sample, Shard, check_encoder, read_dataset, written_index
-from shards.packing.external import KIND as FOREIGN
 from shards.packing.pack import RECORDS, add_member, finished_records, read_records, record_name, written_shard
 from shards.reading.captions import BadVectors, Segments, decode_samples, item_of, read_samples
 from shards.reading.stream import Reading
@@ -197,7 +196,7 @@ def add_sample(tar: tarfile.TarFile, sample: Sample, vectors: np.ndarray, about:
 def json_of(index: Index, item: dict[str, Any]) -> bytes:
     """The sample's JSON as it lies in the source; of somebody's tar, which may have another or none, one as packing writes it."""
     sample: Sample = item["sample"]
-    if index.info.source.get("kind") != FOREIGN:
+    if not index.info.is_external:
         return item["json"]
     about: dict[str, Any] = {"key": sample.key}
     if item["captions"]:

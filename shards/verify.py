@@ -26,11 +26,13 @@ import numpy as np
 from shards.index import ARROW_MAGIC, DESCRIPTION, SCHEMA, DatasetInfo, Index, Rows, Sample, index_name
 from shards.packing.annotation_files import VIDEO_SUFFIXES
 from shards.packing.duplicates import Repeats
-from shards.packing.external import KIND, in_tar
-from shards.packing.external_scan import BadSample, captions_in, key_and_suffix, shown
+from shards.packing.external import in_tar
+from shards.packing.external_scan import key_and_suffix
 from shards.packing.sandbox import VideoPacker
 from shards.packing.tar_reader import BLOCK, BadTar, ShardBytes, read_member
+from shards.printable import printable
 from shards.reading.captions import BadVectors, read_vectors, vectors_shape
+from shards.sample_json import BadSample, parse_captions
 from shards.store import REQUESTS, BadShards
 from shards.threads import ordered_map
 from shards.video import BadVideo, Limits, Packing
@@ -51,9 +53,9 @@ class Fault:
     what: str
 
     def __str__(self) -> str:
-        key = f" {shown(self.key)}" if self.key is not None else ""
+        key = f" {printable(self.key)}" if self.key is not None else ""
         at = f" at offset {self.offset}" if self.offset is not None else ""
-        return f"{shown(self.file)}:{key}{at}{':' if key or at else ''} {self.what}"
+        return f"{printable(self.file)}:{key}{at}{':' if key or at else ''} {self.what}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +89,9 @@ def check_description(info: DatasetInfo) -> Iterator[Fault]:
     names = Counter(shard.name for shards in info.splits.values() for shard in shards)
     for name, count in names.items():
         if count > 1:
-            yield Fault(file=DESCRIPTION, what=f"the shard {shown(name)} is listed {count} times")
+            yield Fault(file=DESCRIPTION, what=f"the shard {printable(name)} is listed {count} times")
         if name.startswith("/") or ".." in name.split("/"):
-            yield Fault(file=DESCRIPTION, what=f"the shard {shown(name)} does not lie in the data set's folder")
+            yield Fault(file=DESCRIPTION, what=f"the shard {printable(name)} does not lie in the data set's folder")
     if len(set(info.classes)) < len(info.classes):
         yield Fault(file=DESCRIPTION, what="two classes have the same name")
 
@@ -115,7 +117,7 @@ def check_index(index: Index) -> Iterator[Fault]:
         for numbers in keys.found():
             first = index[numbers[0]]
             for other in map(index.__getitem__, numbers[1:]):
-                what = f"its key is that of another sample too, in {shown(first.shard)} at offset {first.offset}"
+                what = f"its key is that of another sample too, in {printable(first.shard)} at offset {first.offset}"
                 yield Fault(file=other.shard, key=other.key, offset=other.offset, what=what)
 
 
@@ -203,7 +205,7 @@ def read_rows(index: Index, number: int) -> tuple[Rows | None, list[Fault]]:
     shard = index.shards[number]
 
     def fault(what: str) -> list[Fault]:
-        what = f"the rows of {shown(shard.name)}: {what}"
+        what = f"the rows of {printable(shard.name)}: {what}"
         return [Fault(file=index_name(index.split), offset=shard.rows_offset, what=what)]
 
     try:
@@ -211,7 +213,7 @@ def read_rows(index: Index, number: int) -> tuple[Rows | None, list[Fault]]:
     except BadShards as error:
         return None, fault(str(error))
     except (ValueError, OSError, KeyError, MemoryError) as error:
-        return None, fault(f"none that a packing wrote ({shown(repr(error))})")
+        return None, fault(f"none that a packing wrote ({printable(repr(error))})")
     empty = [name for name, column in rows.texts.items() if column.null_count]
     empty += [name for name in NUMBERS if np.isnan(rows.columns[name]).any()]
     if empty:
@@ -238,7 +240,7 @@ def check_row(sample: Sample, info: DatasetInfo) -> Iterator[Fault]:
         yield fault(f"the label {sample.label}, there are {len(info.classes)} classes")
     if sample.num_frames < 1 or not sample.fps > 0:
         yield fault(f"{sample.num_frames} frames at {sample.fps:g} a second")
-    if sample.size_bytes < 1 or (sample.json_size_bytes < 1 and info.source.get("kind") != KIND):
+    if sample.size_bytes < 1 or (sample.json_size_bytes < 1 and not info.is_external):
         what = "vectors" if info.encoder is not None else "a video"
         yield fault(f"{what} of {sample.size_bytes} bytes and a JSON of {sample.json_size_bytes}")
     if (sample.flow is None) != (info.packing.flow == "none"):
@@ -318,17 +320,17 @@ def check_header(tar: ShardBytes, part: Part, info: DatasetInfo) -> str | None:
         if member.offset == part.offset:
             break
         if member.end > part.offset:
-            return f"it lies within the member {shown(member.name)}"
+            return f"it lies within the member {printable(member.name)}"
         tar.skip_to(member.end)
     if member.kind != "file" or member.size_bytes != part.size_bytes:
         return f"its header says: a {member.kind} of {member.size_bytes:,} bytes, its row {part.size_bytes:,}"
-    return None if is_name_of(member.name, part, info) else f"the member there is {shown(member.name)}"
+    return None if is_name_of(member.name, part, info) else f"the member there is {printable(member.name)}"
 
 
 def is_name_of(name: str, part: Part, info: DatasetInfo) -> bool:
     """Whether a member may be called so."""
     key, suffix = key_and_suffix(name)
-    sample, is_indexed = part.sample, info.source.get("kind") == KIND
+    sample, is_indexed = part.sample, info.is_external
     keys = (key, in_tar(sample.shard, key)) if is_indexed else (key,)
     if part.kind == "video" and info.packing.copy:
         is_suffix = f".{suffix}" in VIDEO_SUFFIXES
@@ -345,12 +347,12 @@ def is_name_of(name: str, part: Part, info: DatasetInfo) -> bool:
 
 def check_json(data: bytes, sample: Sample, info: DatasetInfo) -> Iterator[str]:
     """What KEY.json says that the row does not. Of tars that others wrote only the captions are wanted there."""
-    is_indexed = info.source.get("kind") == KIND
+    is_indexed = info.is_external
     try:
-        captions = captions_in(data)
+        captions = parse_captions(data)
         about: Any = {} if is_indexed else json.loads(data)
     except (BadSample, ValueError, RecursionError) as error:
-        yield f"cannot be read ({shown(str(error))})"
+        yield f"cannot be read ({printable(str(error))})"
         return
     if not isinstance(about, dict):
         yield f"a {type(about).__name__}: wanted an object"
@@ -364,7 +366,7 @@ def check_json(data: bytes, sample: Sample, info: DatasetInfo) -> Iterator[str]:
         wanted |= {"label": sample.label, "class": info.classes[sample.label]}
     for name, value in wanted.items():
         if about.get(name) != value:
-            yield f"{name} {shown(repr(about.get(name)))}, its row says {shown(repr(value))}"
+            yield f"{name} {printable(repr(about.get(name)))}, its row says {printable(repr(value))}"
 
 
 def check_vectors(tar: ShardBytes, part: Part, info: DatasetInfo) -> str | None:

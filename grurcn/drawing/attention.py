@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from grurcn.drawing.contact_sheet import FAINT, GAP, INK, LINE, MARGIN, PAPER, Heading, font, write_lines
-from shards.packing.external_scan import shown
+from shards.printable import printable
 
 ACCENT = "#2f6bd8"  # of the bars
 TEXT_WIDTH, NARROWEST = 230, 640
@@ -169,7 +169,7 @@ def context(words: Sequence[str], number: int, around: int) -> tuple[str, str, s
     before, after = " ".join(words[first:number]), " ".join(words[number + 1 : last])
     before = f"{'… ' if first else ''}{before}{' ' if before else ''}"
     after = f"{' ' if after else ''}{after}{' …' if last < len(words) else ''}"
-    return shown(before), shown(words[number]), shown(after)
+    return printable(before), printable(words[number]), printable(after)
 
 
 def length(text: str, face: ImageFont.FreeTypeFont) -> int:

@@ -15,7 +15,7 @@ from grurcn.drawing.clip_frames import middle_clip, show
 from grurcn.drawing.contact_sheet import Heading, contact_sheet
 from grurcn.evaluation.confusion import Judgement
 from shards.index import Index
-from shards.packing.external_scan import shown
+from shards.printable import printable
 from shards.reading.clips import ClipConfig
 
 BLUE, PALE, RED, INK, FAINT = "#2f6bd8", "#b8cdf2", "#b3261e", "#1b1f24", "#667080"
@@ -165,7 +165,7 @@ def mistakes_sheet(judgement: Judgement, index: Index, clips: ClipConfig, about:
 
 def short(name: str) -> str:
     """A class's name as it fits on an axis: glyphs alone, and no mathematics for matplotlib."""
-    name = "".join(map(shown, name)).replace("$", r"\$")
+    name = "".join(map(printable, name)).replace("$", r"\$")
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 
 

@@ -11,9 +11,9 @@ from grurcn.drawing.contact_sheet import Shown, flow_colours
 from grurcn.inference.model_input import model_input
 from grurcn.models.pixels import FLOW_SCALE, MEAN, STD
 from shards.index import Index, Sample
-from shards.packing.external_scan import captions_in
 from shards.reading.clips import Clip, ClipConfig, evaluation_clips, evaluation_views
 from shards.reading.stream import collate, decode_clip, part_of, read_video
+from shards.sample_json import parse_captions
 
 
 def show(index: Index, sample: Sample, clip: Clip, clips: ClipConfig, remarks: tuple[str, ...] = ()) -> Shown:
@@ -61,4 +61,4 @@ def as_pixels(frames: Tensor) -> np.ndarray:
 def captions_of(index: Index, sample: Sample) -> tuple[str, ...]:
     if not sample.num_captions:
         return ()
-    return captions_in(index.shard_store.read(sample.shard, sample.json_offset, sample.json_size_bytes))
+    return parse_captions(index.shard_store.read(sample.shard, sample.json_offset, sample.json_size_bytes))

@@ -18,7 +18,7 @@ from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.index import Sample
-from shards.packing.external_scan import shown
+from shards.printable import printable
 from shards.reading.clips import Clip
 
 INK, FAINT, PAPER, LINE, ALARM = "#1b1f24", "#667080", "#ffffff", "#dfe3e8", "#b3261e"
@@ -140,7 +140,7 @@ def write_lines(
         face = font(size, bold)
         if y + size > end:
             return
-        draw.text((x, y), fitted(shown(text), face, width), font=face, fill=colour)
+        draw.text((x, y), fitted(printable(text), face, width), font=face, fill=colour)
         y += round(1.45 * size)
 
 

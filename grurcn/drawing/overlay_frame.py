@@ -16,7 +16,7 @@ from torch import Tensor
 
 from grurcn.drawing.contact_sheet import FAINT, INK, LINE, PAPER, fitted, font
 from grurcn.drawing.heat import HeatPainter
-from shards.packing.external_scan import shown
+from shards.printable import printable
 from shards.reading.clips import Box
 
 SIDE = 640  # pixels: the least width of the picture, and what small frames are enlarged to
@@ -227,7 +227,7 @@ class Drawing:
         """A class's name over neighbouring cells that vote for it, if there is room: pale colours are hard to tell apart."""
         left, right = span
         size, gap = self.layout.px(10), self.layout.px(5)
-        if font(size, False).getlength(shown(name)) <= right - left - 2 * gap:
+        if font(size, False).getlength(printable(name)) <= right - left - 2 * gap:
             colour = PAPER if brightness(fill) < DARK else INK
             self.write(draw, (left + gap, y + self.layout.row_height // 2), name, 10, right - left, colour, "lm")
 
@@ -313,7 +313,7 @@ class Drawing:
 
 @lru_cache(maxsize=4096)
 def line_of(text: str, size: int, bold: bool, width: int) -> str:
-    return fitted(shown(text), font(size, bold), width)
+    return fitted(printable(text), font(size, bold), width)
 
 
 def ticks(seconds: float, most: int = 8) -> list[float]:

@@ -27,7 +27,6 @@ from grurcn.training.caption_recipes import CaptionRecipe
 from grurcn.training.encoders import BadEncoder, build_encoder, check_same, encoder_of, read_encoder
 from grurcn.training.losses import WordTally
 from shards.index import Index, Sample
-from shards.packing.external import KIND as FOREIGN
 from shards.reading.captions import CaptionBatch, Segments, evaluation_captions, read_captions, train_captions
 from shards.reading.order import Order
 from shards.reading.stream import Reading
@@ -318,4 +317,4 @@ def all_captions(index: Index) -> Iterator[str]:
 
 
 def captions_of(index: Index, sample: Sample) -> tuple[str, ...]:
-    return read_captions(index.shard_store, sample, is_json=index.info.source.get("kind") != FOREIGN)
+    return read_captions(index.shard_store, sample, is_json=not index.info.is_external)

@@ -13,7 +13,8 @@ from jobs.command import Flat, finish
 from shards.index import REJECTED, DatasetInfo
 from shards.packing.annotation_files import read_lines
 from shards.packing.external import IndexPlan, finish_index, open_target, parse_rules, plan_index
-from shards.packing.external_scan import scan_tar, shown
+from shards.packing.external_scan import scan_tar
+from shards.printable import printable
 from shards.reading.clips import ClipConfig
 from shards.video import Limits, Packing
 
@@ -70,7 +71,7 @@ def make_index(job: MakeIndex) -> int:
             tasks = [(plan.tars_at, plan.out, tar, packing, job.limits) for tar in waiting]
             for sample in run_tasks(scan_tar, tasks, job.workers):
                 if sample.refused:
-                    bar.print_line(f"left out {shown(sample.name)}: {sample.refused}")
+                    bar.print_line(f"left out {printable(sample.name)}: {sample.refused}")
                 done += sample.size_bytes
                 if round(done / 1e6) != bar.done:
                     bar.move_to(round(done / 1e6))

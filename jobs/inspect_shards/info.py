@@ -18,7 +18,7 @@ from rich.text import Text
 from jobs.command import finish
 from shards.index import FORMAT_VERSION, REJECTED, DatasetInfo, Index, read_dataset
 from shards.packing.duplicates import Repeats
-from shards.packing.external_scan import shown
+from shards.printable import printable
 from shards.store import REQUESTS, BadShards, NoFile, Store, open_store
 from shards.threads import ordered_map
 
@@ -188,7 +188,7 @@ def class_table(dataset: DatasetInfo, figures: dict[str, Figures], show_all: boo
             table.add_row(Text(f"... {hidden:,} more (--all)", style="dim"), *["..."] * (len(figures) + 1))
         if not hidden or place < half or place >= len(order) - half:
             counts = [int(split.per_class[label]) for split in figures.values()]
-            table.add_row(Text(shown(dataset.classes[label])), *(f"{count:,}" for count in (*counts, sum(counts))))
+            table.add_row(Text(printable(dataset.classes[label])), *(f"{count:,}" for count in (*counts, sum(counts))))
     return table
 
 
@@ -233,7 +233,7 @@ def described(dataset: DatasetInfo, shared: int) -> list[str]:
         f"frames        {packing.width} x {packing.height}; {stored}",
         f"flow          {flow}",
         *(encoder_lines(dataset.encoder) if dataset.encoder else []),
-        f"source        {shown(source)}",
+        f"source        {printable(source)}",
         *([f"shards        {dataset.shards_at}"] if dataset.shards_at else []),
         f"format        version {FORMAT_VERSION}, digest {dataset.digest}",
         f"groups        {shared:,} in more than one split{' (should be 0: scores will be too good)' if shared else ''}",
@@ -247,7 +247,7 @@ def encoder_lines(encoder: Mapping[str, Any]) -> list[str]:
     segments, size = encoder["segments"], encoder["size"]
     return [
         f"vectors       of {segments} segments a video at most, {size:,} numbers each; no videos lie here",
-        f"encoder       {shown(' + '.join([*named, 'digest ' + encoder['digest']]))}",
+        f"encoder       {printable(' + '.join([*named, 'digest ' + encoder['digest']]))}",
     ]
 
 
@@ -256,7 +256,9 @@ def show_refused(console: Console, dataset: DatasetInfo, refused: Sequence[Reaso
     console.print(Text(f"left out      {dataset.rejected:,}{why}"))
     for reason in refused[:REASONS_SHOWN]:
         more = ", ..." if reason.count > len(reason.names) else ""
-        console.print(Text(f"  {reason.count:>10,}  {shown(reason.reason)}"), soft_wrap=True)
-        console.print(Text(f"              {', '.join(map(shown, reason.names))}{more}", style="dim"), soft_wrap=True)
+        console.print(Text(f"  {reason.count:>10,}  {printable(reason.reason)}"), soft_wrap=True)
+        console.print(
+            Text(f"              {', '.join(map(printable, reason.names))}{more}", style="dim"), soft_wrap=True
+        )
     if len(refused) > REASONS_SHOWN:
         console.print(Text(f"              and {len(refused) - REASONS_SHOWN} more reasons, in {REJECTED}"))

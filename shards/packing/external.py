@@ -19,15 +19,16 @@ from typing import Any
 
 from webdataset.shardlists import expand_urls
 
-from shards.index import DESCRIPTION, REJECTED, DatasetInfo, Shard, read_dataset, written_index
+from shards.index import DESCRIPTION, EXTERNAL, REJECTED, DatasetInfo, Shard, read_dataset, written_index
 from shards.packing.duplicates import Repeats
 from shards.packing.entries import SPLITS
-from shards.packing.external_scan import MOST_CLASSES, BadSample, Tar, shown
+from shards.packing.external_scan import MOST_CLASSES, Tar
 from shards.packing.pack import RECORDS, as_line, finished_records, read_records, record_name
+from shards.printable import printable
+from shards.sample_json import BadSample
 from shards.store import BadShards, BadUrl, Store, absolute_url, has, open_store
 from shards.video import Packing
 
-KIND = "webdataset"  # of the source of a data set that was indexed, not packed
 SPLIT_WORDS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 LEFT_OUT = "none"  # the split of tars that are not wanted
 WEB = ("http://", "https://")
@@ -69,7 +70,7 @@ def plan_index(
     unknown = [name for name, split in split_of_tar.items() if split is None]
     if unknown:
         raise BadShards(
-            f"{place}: {len(unknown)} of {len(names)} tars are of no split, the first: {shown(unknown[0])}; begin their "
+            f"{place}: {len(unknown)} of {len(names)} tars are of no split, the first: {printable(unknown[0])}; begin their "
             "names with train, val or test, or say it: --split-of 'PATTERN=train'"
         )
     train = [name for name, split in split_of_tar.items() if split == "train"]
@@ -86,14 +87,14 @@ def plan_index(
         tars=tars,
         classes=tuple(classes),
         packing=packing,
-        source={"kind": KIND, "tars": place, "split_of": [list(rule) for rule in rules], "val_shards": val_shards},
+        source={"kind": EXTERNAL, "tars": place, "split_of": [list(rule) for rule in rules], "val_shards": val_shards},
         digest_of_tars=digest_of(sizes),
         digest=digest_of(about),
     )
 
 
 def digest_of(about: Any) -> str:
-    return hashlib.sha256(json.dumps([KIND, about]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([EXTERNAL, about]).encode()).hexdigest()
 
 
 def tars_of(urls: Sequence[str]) -> tuple[str, list[str]]:
@@ -266,7 +267,7 @@ def classes_from(place: str, names_of: Mapping[int, set[str]], names: set[str]) 
     """
     if names and names_of:
         raise BadShards(
-            f"{place}: some labels are numbers (as {min(names_of)}), some are names (as {shown(min(names))}); say with "
+            f"{place}: some labels are numbers (as {min(names_of)}), some are names (as {printable(min(names))}); say with "
             "--classes FILE which is which: one name a line, in label order"
         )
     if len(names) > MOST_CLASSES:
@@ -291,7 +292,7 @@ def row_of_index(sample: dict[str, Any], number_of: Mapping[str, int], tar: str 
         raise BadSample("no label, where others have one; wanted KEY.cls, or KEY.json with label or class")
     elif isinstance(label, str):
         if label not in number_of:
-            raise BadSample(f"{shown(label)} is none of the {len(number_of)} classes in --classes")
+            raise BadSample(f"{printable(label)} is none of the {len(number_of)} classes in --classes")
         label = number_of[label]
     elif label >= len(number_of):
         raise BadSample(f"label {label}: wanted 0 to {len(number_of) - 1}, of the classes in --classes")

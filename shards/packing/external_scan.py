@@ -25,6 +25,8 @@ from urllib.parse import quote
 from shards.packing.pack import record_name
 from shards.packing.sandbox import VideoPacker
 from shards.packing.tar_reader import BadTar, Member, ShardBytes, read_member
+from shards.printable import printable
+from shards.sample_json import BadSample, parse_captions, parse_object
 from shards.store import open_store
 from shards.video import BadVideo, Limits, Packing
 
@@ -32,10 +34,6 @@ VIDEOS, TEXTS = ("mp4", "avi", "webm", "mkv", "mov"), ("cls", "json", "txt")
 LONGEST_NAME = 1000  # characters
 LONGEST_TEXT = 2**20  # bytes
 MOST_CLASSES = 100_000
-
-
-class BadSample(ValueError):
-    """A sample of somebody's tar that cannot be read. The message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +180,9 @@ def bad_name(name: str) -> str | None:
         return f"a name of {len(name)} characters: wanted at most {LONGEST_NAME}"
     kinds = {unicodedata.category(letter) for letter in name}
     if "Cs" in kinds:
-        return f"the name {shown(name)} is not UTF-8"
+        return f"the name {printable(name)} is not UTF-8"
     if "Cc" in kinds:
-        return f"the name {shown(name)} has control characters in it"
+        return f"the name {printable(name)} has control characters in it"
     if name.startswith("/") or ".." in name.split("/"):
         return f"the name {name} leads out of its folder; wanted one without .. and without / at its beginning"
     return None
@@ -198,11 +196,11 @@ def row_of(found: Found, video: Path, packing: Packing, packer: VideoPacker) -> 
     if found.problem is not None:
         raise BadSample(found.problem)
     if found.video is None:
-        kinds = " ".join(f".{shown(suffix)}" for suffix in found.suffixes)
+        kinds = " ".join(f".{printable(suffix)}" for suffix in found.suffixes)
         raise BadSample(f"no video among its members ({kinds}); wanted one of .{' .'.join(VIDEOS)}")
-    about = content_of(found)
+    about = parse_object(found.texts["json"][1]) if "json" in found.texts else {}
     label, name = label_of(found, about)
-    captions = {kind: captions_in(found.texts[kind][1]) for kind in ("json", "txt") if kind in found.texts}
+    captions = {kind: parse_captions(found.texts[kind][1]) for kind in ("json", "txt") if kind in found.texts}
     text = next((kind for kind in captions if captions[kind]), next(iter(captions), None))
     if label is None and not any(captions.values()):
         raise BadSample(
@@ -225,19 +223,6 @@ def row_of(found: Found, video: Path, packing: Packing, packer: VideoPacker) -> 
     }
 
 
-def content_of(found: Found) -> dict[str, Any]:
-    """What KEY.json says; nothing if there is none."""
-    if "json" not in found.texts:
-        return {}
-    try:
-        about = json.loads(found.texts["json"][1])
-    except (ValueError, RecursionError) as error:
-        raise BadSample(f".json is not JSON ({shown(str(error))})") from None
-    if not isinstance(about, dict):
-        raise BadSample(f".json holds a {type(about).__name__}: wanted an object")
-    return about
-
-
 def label_of(found: Found, about: dict[str, Any]) -> tuple[int | str | None, str | None]:
     """(the label: a number, a class's name or nothing; the name of its class, where the label is a number)"""
     name = text_of(about, "class") or text_of(about, "class_name") or None
@@ -245,14 +230,14 @@ def label_of(found: Found, about: dict[str, Any]) -> tuple[int | str | None, str
     if "cls" in found.texts:
         text = found.texts["cls"][1][:100].decode("utf-8", "replace").strip()
         if not re.fullmatch(r"[0-9]{1,9}", text):
-            raise BadSample(f".cls holds '{shown(text)}': wanted a number of at least 0")
+            raise BadSample(f".cls holds '{printable(text)}': wanted a number of at least 0")
         label = int(text)
     if isinstance(label, str):
         label = text_of(about, "label") or None
     if label is None or isinstance(label, str):
         return label or name, None
     if isinstance(label, bool) or not isinstance(label, int):
-        raise BadSample(f".json has the label {shown(json.dumps(label))[:50]}: wanted a number or a class's name")
+        raise BadSample(f".json has the label {printable(json.dumps(label))[:50]}: wanted a number or a class's name")
     if not 0 <= label < MOST_CLASSES:
         raise BadSample(f"label {str(label)[:20]}: wanted 0 to {MOST_CLASSES - 1}")
     return label, name
@@ -264,34 +249,5 @@ def text_of(about: dict[str, Any], field: str) -> str:
     if not isinstance(text, str):
         return ""
     if len(text) > LONGEST_NAME or {unicodedata.category(letter) for letter in text} & {"Cc", "Cs"}:
-        raise BadSample(f".json has the {field} '{shown(text)[:100]}': wanted a name without control characters")
+        raise BadSample(f".json has the {field} '{printable(text)[:100]}': wanted a name without control characters")
     return text.strip()
-
-
-def captions_in(data: bytes) -> tuple[str, ...]:
-    """The captions in a KEY.json ("captions" or "caption": a text or a list of them) or in a KEY.txt (one a line).
-
-    Raises BadSample for bytes that are neither.
-    """
-    try:
-        about = json.loads(data)
-    except (ValueError, RecursionError):
-        about = None
-    if isinstance(about, dict):
-        captions = about.get("captions", about.get("caption")) or []
-    else:
-        try:
-            captions = data.decode("utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise BadSample(f"its captions are not UTF-8 text ({error})") from None
-    captions = [captions] if isinstance(captions, str) else captions
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise BadSample(f".json has the captions {shown(json.dumps(captions))[:50]}: wanted a text, or a list of texts")
-    return tuple(caption.strip() for caption in captions if caption.strip())
-
-
-def shown(text: str) -> str:
-    """A stranger's text as a line of a terminal can hold it: cut, and with escapes for what it would act on."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text[:200]
-    )

@@ -28,8 +28,6 @@ from torch import Tensor
 from webdataset.pipeline import DataPipeline
 
 from shards.index import DatasetInfo, Index, Sample
-from shards.packing.external import KIND
-from shards.packing.external_scan import BadSample, captions_in
 from shards.reading.clips import segment_frames
 from shards.reading.order import CAPTION_OF_PAIR, PADDING, Order, lanes_of, random_rows
 from shards.reading.stream import (
@@ -43,6 +41,7 @@ from shards.reading.stream import (
     read_video,
     shards_held,
 )
+from shards.sample_json import BadSample, parse_captions
 from shards.store import BadShards, FolderStore, Store
 from shards.threads import ahead, ordered_map
 from shards.video import BadVideo, read_frames
@@ -241,9 +240,9 @@ def checked_captions(store: Store, sample: Sample, data: bytes, is_json: bool) -
     if not sample.num_captions:
         return ()
     try:
-        if is_json and not is_object(data):  # captions_in would take each line for a caption
+        if is_json and not is_object(data):  # parse_captions would take each line for a caption
             raise BadSample("no JSON object")
-        captions = captions_in(data)
+        captions = parse_captions(data)
         if len(captions) != sample.num_captions:
             raise BadSample(f"{len(captions)} captions, the index says {sample.num_captions}")
     except BadSample as error:
@@ -281,7 +280,7 @@ def read_and_decode(segments: Segments, index: Index, item: dict[str, Any]) -> d
 def decode_sample(index: Index, segments: Segments, item: dict[str, Any]) -> dict[str, Any]:
     """Replaces the bytes by "seen" (K, R, H * 3 // 2, W) uint8 or (K, D) float32, "segments" (K,) bool, and "captions"."""
     sample: Sample = item["sample"]
-    is_json = index.info.source.get("kind") != KIND
+    is_json = not index.info.is_external
     captions = checked_captions(index.shard_store, sample, item["json"], is_json)
     data = item.pop("mp4")
     try:

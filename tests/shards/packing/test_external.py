@@ -27,11 +27,12 @@ from jobs.inspect_shards.index import MakeIndex
 from shards.index import Index, read_dataset
 from shards.packing.duplicates import Repeats
 from shards.packing.external import classes_from, finish_index, open_target, parse_rules, plan_index, split_of, tars_of
-from shards.packing.external_scan import BadSample, captions_in, key_and_suffix, scan_tar
+from shards.packing.external_scan import key_and_suffix, scan_tar
 from shards.packing.tar_reader import BadTar, ShardBytes, read_member
 from shards.reading.clips import ClipConfig
 from shards.reading.order import Order
 from shards.reading.stream import evaluation_batches, train_batches
+from shards.sample_json import BadSample, parse_captions
 from shards.store import BadShards, BadUrl, FolderStore, open_store
 from shards.video import Limits, Packing, decode_upright
 
@@ -278,7 +279,7 @@ def test_captions_are_read_from_text_or_json_and_are_no_classes(made, tmp_path, 
     said = []
     for sample in train.samples(range(4)):
         assert sample.label == -1
-        said.append(captions_in(train.store.read(sample.shard, sample.json_offset, sample.json_size_bytes)))
+        said.append(parse_captions(train.store.read(sample.shard, sample.json_offset, sample.json_size_bytes)))
         assert len(said[-1]) == sample.num_captions
     assert said == [("a man runs", "he is fast"), ("a dog", "a cat"), ("one",), ("läuft",)]
 
@@ -356,13 +357,13 @@ def test_keys_that_tars_share_are_told_apart_by_the_tar(made, tmp_path):
     ],
 )  # fmt: skip
 def test_captions_of_each_form(data, captions):
-    assert captions_in(data) == captions
+    assert parse_captions(data) == captions
 
 
 @pytest.mark.parametrize("data", [b'{"captions": [1]}', b'{"caption": {"en": "x"}}', b"\xff\xfe"])
 def test_captions_that_are_none_are_refused(data):
     with pytest.raises(BadSample, match="captions"):
-        captions_in(data)
+        parse_captions(data)
 
 
 # Which tars, which split
@@ -518,7 +519,7 @@ def test_samples_that_cannot_be_used_are_left_out_with_the_reason(made, tmp_path
         "word": ".cls holds 'run': wanted a number",
         "negative": ".cls holds '-1': wanted a number",
         "huge": "label 123456789: wanted 0 to 99999",
-        "list": ".json holds a list: wanted an object",
+        "list": ".json holds a list; expected an object",
         "json": ".json is not JSON",
         "deep": ".json is not JSON",
         "true": ".json has the label true: wanted a number or a class's name",

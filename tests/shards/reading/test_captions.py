@@ -478,7 +478,7 @@ def rewrite_json(folder, number, change):
     [
         (lambda data: json.dumps({**json.loads(data), "captions": ["one"]}).encode(), r"1 captions, the index says \d"),
         (lambda data: json.dumps({**json.loads(data), "captions": None}).encode(), r"0 captions, the index says \d"),
-        (lambda data: json.dumps({**json.loads(data), "captions": [1, 2]}).encode(), r"wanted a text, or a list of"),
+        (lambda data: json.dumps({**json.loads(data), "captions": [1, 2]}).encode(), r"expected a text, or a list of"),
         (lambda data: b"[" + data[1:], "no JSON object"),
         (lambda data: data[:40], "no JSON object"),
         (lambda data: b"\xff" + data[1:], "no JSON object"),
