@@ -3,11 +3,12 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from cluster.workers.events import Event, Notice, VideosDone
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -56,11 +57,15 @@ class Bar:
             self.last_line = now
             print(self.as_line(now), flush=True)
 
-    def hear(self, news: dict[str, Any]) -> None:
-        """What workers tell (launch.run_workers) as they get through a split: how many more videos, and what happened."""
-        self.move_to(min(self.total, self.done + news.get("videos", 0)))
-        if "event" in news:
-            self.print_line(news["event"])
+    def listen(self, event: Event) -> None:
+        """Shows the events of workers (run_workers) that go through a split."""
+        match event:
+            case VideosDone(count=count):
+                self.move_to(min(self.total, self.done + count))
+            case Notice(text=text):
+                self.print_line(text)
+            case _:
+                pass
 
     def print_line(self, line: str) -> None:
         """A line of its own, above the bar."""

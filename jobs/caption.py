@@ -31,7 +31,10 @@ from cluster.progress import Bar, duration
 from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.server import check_reachable
 from cluster.workers.collectives import all_rows
-from cluster.workers.launch import Workers, run_workers
+from cluster.workers.context import WorkerContext
+from cluster.workers.events import VideosDone
+from cluster.workers.launch import run_workers
+from cluster.workers.options import Workers
 from grurcn.evaluation.caption_scores import METRICS, CaptionScores, caption_scores, check_installed
 from grurcn.evaluation.decode_tasks import check_decoders, decoders_of, in_words, told
 from grurcn.evaluation.score_files import RESULT, copy_into
@@ -94,7 +97,7 @@ def main(job: Caption) -> int:
         "decoders": job.decoders,
     }
     with Bar("describing", "videos", len(index)) as bar:
-        found = run_workers(caption_worker, worker_job, job.on, bar.hear)
+        found = run_workers(caption_worker, worker_job, job.on, bar.listen)
     rows = found.pop("rows")
     scores = caption_scores(
         {row["key"]: row["references"] for row in rows}, {row["key"]: row["caption"] for row in rows}, METRICS
@@ -114,9 +117,9 @@ def check(job: Caption, model: Model, index: Index) -> None:
     check_reachable(model.meta["tracking_uri"])
 
 
-def caption_worker(job: dict[str, Any]) -> dict[str, Any]:
+def caption_worker(job: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     """This rank's videos -> the captions of all ranks' videos: rows (key, caption, log_prob, references)."""
-    trained = load_captioner(job["checkpoint"], job["device"])
+    trained = load_captioner(job["checkpoint"], context.device)
     index, world_size = Index(job["shards"], job["split"]), dist.get_world_size()
     decoders = decoders_of(job["decoders"], index)
     batches = evaluation_captions(
@@ -131,9 +134,9 @@ def caption_worker(job: dict[str, Any]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     with closing(batches):
         for _, batch in batches:
-            with autocast(job["precision"], job["device"]):
-                rows += describe(trained, batch.to(job["device"]), job["beam"])
-            job["tell"]({"videos": int((batch.weight > 0).sum())})
+            with autocast(job["precision"], context.device):
+                rows += describe(trained, batch.to(context.device), job["beam"])
+            context.report(VideosDone(count=int((batch.weight > 0).sum())))
     return {"rows": all_rows(rows), **told(decoders)}
 
 

@@ -93,7 +93,7 @@ def run_command(main: Callable[[], int]) -> None:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(
             128 + getattr(error, "number", signal.SIGINT)
-        )  # as a shell says it; SIGTERM's from cluster/workers/launch.py
+        )  # as a shell says it; SIGTERM's from cluster/workers/signals.py
 
 
 def fail(error: BaseException, status: int) -> None:

@@ -30,7 +30,10 @@ from cluster.progress import Bar, duration
 from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.server import check_reachable
 from cluster.workers.collectives import all_rows
-from cluster.workers.launch import Workers, run_workers
+from cluster.workers.context import WorkerContext
+from cluster.workers.events import VideosDone
+from cluster.workers.launch import run_workers
+from cluster.workers.options import Workers
 from grurcn.drawing.charts import pictures
 from grurcn.evaluation.decode_tasks import check_decoders, decoders_of, in_words, told
 from grurcn.evaluation.score_files import FILE, RESULT, Scores, copy_into, write_folder
@@ -98,7 +101,7 @@ def main(job: Evaluate) -> int:
         "decoders": job.decoders,
     }
     with Bar("evaluating", "videos", len(index)) as bar:
-        result = run_workers(evaluate_worker, worker_job, job.on, bar.hear)
+        result = run_workers(evaluate_worker, worker_job, job.on, bar.listen)
     recipe = Recipe.from_dict(model.meta["recipe"])
     scores = Scores(index.info.classes, result.pop("rows"), level_names(recipe))
     conclude(job, model, index, scores, result, time.monotonic() - started)
@@ -124,12 +127,12 @@ def check(job: Evaluate, model: Model, index: Index) -> list[tuple[Box, bool]]:
     return evaluation_views(packing.height, packing.width, job.views, clips)
 
 
-def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
+def evaluate_worker(job: dict[str, Any], context: WorkerContext) -> dict[str, Any]:
     """This rank's videos -> the scores of all ranks' videos: rows (key, label, scores, levels) and sums over them."""
-    recogniser = Recogniser.of(load_best(job["checkpoint"]), job["device"], job["precision"])
+    recogniser = Recogniser.of(load_best(job["checkpoint"]), context.device, job["precision"])
     index = Index(job["shards"], job["split"])
     decoders = decoders_of(job["decoders"], index)
-    tally, rows = Tally(job["device"]), []
+    tally, rows = Tally(context.device), []
     for _, batch in evaluation_batches(
         index,
         recogniser.recipe.clips,
@@ -146,7 +149,7 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
             dim=0
         )  # (L, K)
         probability = levels.mean(dim=0)  # (K,)
-        tally.add(probability.log()[None].to(job["device"]), batch.label[:1].to(job["device"]))
+        tally.add(probability.log()[None].to(context.device), batch.label[:1].to(context.device))
         number = int(batch.sample[0])
         rows.append(
             {
@@ -157,7 +160,7 @@ def evaluate_worker(job: dict[str, Any]) -> dict[str, Any]:
                 "levels": levels.tolist(),
             }
         )
-        job["tell"]({"videos": 1})
+        context.report(VideosDone(count=1))
     rows = all_rows(rows)
     return {**tally.read(), "videos": len(rows), "rows": rows, **told(decoders)}
 

@@ -23,7 +23,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 
 from cluster.checkpoints.run_folder import RunFolder, read_json, write_json
-from cluster.workers.launch import Workers
+from cluster.workers.options import Workers
 from grurcn.models.gru_rcn import TrunkName
 from grurcn.training.losses import Loss
 from grurcn.training.recipes import RECIPES, Recipe, changed, over_mobilenet

@@ -31,7 +31,7 @@ from ray import tune
 from cluster.checkpoints.run_folder import RunFolder, read_json, write_json
 from cluster.tracking.server import check_reachable, experiment_of, tracking_uri
 from cluster.workers.connect import start_ray
-from cluster.workers.launch import Workers
+from cluster.workers.options import Workers
 from grurcn.evaluation.caption_scores import check_metrics
 from grurcn.models.gru_rcn import TrunkName
 from grurcn.training.caption_recipes import CaptionRecipe, Select

@@ -33,7 +33,20 @@ from cluster.progress import Bar, duration
 from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.provenance import command, environment, git_diff, provenance_tags
 from cluster.tracking.server import open_run, tracking_uri, ui_command
-from cluster.workers.launch import News, Workers, run_workers
+from cluster.workers.context import WorkerContext
+from cluster.workers.events import (
+    CaptionTable,
+    Event,
+    Metrics,
+    Notice,
+    Progress,
+    Saved,
+    Stopped,
+    SystemMetrics,
+    Validated,
+)
+from cluster.workers.launch import run_workers
+from cluster.workers.options import Workers
 from grurcn.drawing.charts import Painter, pictures
 from grurcn.evaluation.confusion import Judgement
 from grurcn.inference.mlflow_model import save_pyfunc
@@ -140,7 +153,7 @@ def parse(args: list[str] | None = None) -> tuple[str, Job]:
     return name, job
 
 
-Worker = Callable[[dict[str, Any]], dict[str, Any]]
+Worker = Callable[[dict[str, Any], WorkerContext], dict[str, Any] | Stopped]
 
 
 def main(recipe_name: str, job: Job, worker: Worker = train_worker) -> int:
@@ -297,24 +310,27 @@ def train(
     ):
         mlflow_run.print_line = bar.print_line
 
-        def listen(news: News) -> None:
-            if "line" in news:
-                bar.print_line(news["line"])
-            if "step" in news:
-                bar.move_to(news["step"])
-            if "metrics" in news:
-                mlflow_run.log_metrics(news["at"], news["metrics"], news["milliseconds"])
-            if "system" in news:
-                values = {f"system/{news['host']}/{name}": value for name, value in news["system"].items()}
-                mlflow_run.log_metrics(mlflow_run.last_step(), values, news["milliseconds"])
-            if "judged" in news:
-                painter.paint(partial(pictures_of, job, run, news))
-            if "table" in news:
-                mlflow_run.log_table(news["table"], CAPTION_TABLE, news["rows"])
-            if "saved" in news:
-                mlflow_run.log_checkpoint(news["saved"], news["keep"], news["new_best"])
-            if "event" in news:
-                mlflow_run.log_event(mlflow_run.last_step(), news["event"])
+        def listen(event: Event) -> None:
+            match event:
+                case Progress(step=step, line=line):
+                    bar.print_line(line)
+                    bar.move_to(step)
+                case Metrics(step=step, values=values, milliseconds=milliseconds):
+                    mlflow_run.log_metrics(step, values, milliseconds)
+                case SystemMetrics(host=host, values=values, milliseconds=milliseconds):
+                    values = {f"system/{host}/{name}": value for name, value in values.items()}
+                    mlflow_run.log_metrics(mlflow_run.last_step(), values, milliseconds)
+                case Validated():
+                    painter.paint(partial(pictures_of, job, run, event))
+                case CaptionTable(name=name, rows=rows):
+                    mlflow_run.log_table(name, CAPTION_TABLE, rows)
+                case Saved(checkpoint=checkpoint, keep=keep, is_best=is_best):
+                    mlflow_run.log_checkpoint(checkpoint, keep, is_best)
+                case Notice(text=text):
+                    bar.print_line(text)
+                    mlflow_run.log_event(mlflow_run.last_step(), text)
+                case _:
+                    pass
 
         worker_job = {
             "recipe": job.recipe.to_dict(),
@@ -337,11 +353,11 @@ def train(
         return run_workers(worker, worker_job, job.on, listen, partial(divides, job))
 
 
-def pictures_of(job: Job, run: RunFolder, news: News) -> dict[str, bytes]:
-    """{artifact: PNG} of a validation that was told."""
+def pictures_of(job: Job, run: RunFolder, event: Validated) -> dict[str, bytes]:
+    """{artifact: PNG} of a validation."""
     assert isinstance(job.recipe, Recipe)
-    about = f"{run.name}, step {news['at']:,}: the middle clip of each validation video"
-    drawn = pictures(Judgement.from_dict(news["judged"]), Index(job.shards, "val"), job.recipe.clips, about)
+    about = f"{run.name}, step {event.step:,}: the middle clip of each validation video"
+    drawn = pictures(Judgement.from_dict(dict(event.confusion)), Index(job.shards, "val"), job.recipe.clips, about)
     return {f"pictures/val/{name}": content for name, content in drawn.items()}
 
 

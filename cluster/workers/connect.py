@@ -14,7 +14,7 @@ CONNECT_SECONDS = 5.0
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker is seen at the controller's next look: 2 s by default
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",  # a worker that does not answer at all: 10 minutes by default
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the driver watches (launch.py): Ray's would only wait
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # the driver watches (driver.py): Ray's would only wait
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",

@@ -1,11 +1,9 @@
-"""How busy a machine is while a job runs: one worker on each machine tells it, under the names of MLflow's "System metrics"."""
+"""How busy a machine is while a job runs: one worker on each machine reports it, under the names of MLflow's "System metrics"."""
 
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
@@ -13,14 +11,16 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
+from cluster.workers.events import Report, SystemMetrics
+
 SECONDS_BETWEEN_LOOKS = 10.0
 
 
 class SystemMonitor:
-    """Tells {"system": {name: value}, "host", "milliseconds"} every ten seconds, in a thread, while its `with` block runs."""
+    """Reports SystemMetrics every ten seconds, in a thread, while its `with` block runs."""
 
-    def __init__(self, tell: Callable[[dict[str, Any]], None], seconds: float = SECONDS_BETWEEN_LOOKS):
-        self.tell, self.seconds = tell, seconds
+    def __init__(self, report: Report, seconds: float = SECONDS_BETWEEN_LOOKS):
+        self.report, self.seconds = report, seconds
         self.over = threading.Event()
         self.thread = threading.Thread(target=self.watch, name="system", daemon=True)
 
@@ -33,9 +33,10 @@ class SystemMonitor:
 
     def watch(self) -> None:
         kinds = monitors()
-        look(kinds)  # a first look at the CPUs tells nothing: they are counted from one look to the next
+        look(kinds)  # a first look at the CPUs shows nothing: they are counted from one look to the next
         while not self.over.wait(self.seconds):
-            self.tell({"system": look(kinds), "host": socket.gethostname(), "milliseconds": round(time.time() * 1000)})
+            milliseconds = round(time.time() * 1000)
+            self.report(SystemMetrics(host=socket.gethostname(), values=look(kinds), milliseconds=milliseconds))
 
 
 def monitors() -> list[BaseMetricsMonitor]:

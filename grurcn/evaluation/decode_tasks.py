@@ -17,7 +17,7 @@ from ray.exceptions import RayTaskError
 
 from cluster.workers.collectives import all_rows
 from cluster.workers.connect import NoCluster, start_ray
-from cluster.workers.launch import Workers
+from cluster.workers.options import Workers
 from shards.index import Index
 
 Item = dict[str, Any]

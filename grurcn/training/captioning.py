@@ -17,6 +17,8 @@ from cluster.checkpoints.engine_state import whole_weights
 from cluster.checkpoints.run_folder import Model, load_best
 from cluster.precision import autocast
 from cluster.workers.collectives import all_rows
+from cluster.workers.context import WorkerContext
+from cluster.workers.events import CaptionTable
 from grurcn.evaluation.caption_scores import METRICS, caption_scores, check_metrics
 from grurcn.inference.classifier import OtherTask
 from grurcn.models.beam_search import beam_search
@@ -47,12 +49,13 @@ class Captioning:
         self,
         recipe: CaptionRecipe,
         job: Mapping[str, Any],
+        context: WorkerContext,
         known: Mapping[str, Any],
         read: Callable[..., Batches] = train_captions,
     ):
         """known: the run's "vocabulary" and "encoder", from prepare or from a checkpoint."""
         self.recipe, self.job, self.read = recipe, job, read
-        self.device: torch.device = job["device"]
+        self.context, self.device = context, context.device
         self.index = Index(job["shards"], "train")
         self.reading = Reading(**job["reading"])
         self.order = Order([shard.captions for shard in self.index.shards], recipe.global_batch, recipe.seed)
@@ -164,7 +167,7 @@ class Captioning:
         ]
 
     def scores(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        """The scores of all ranks' captions, computed by rank 0, which also tells some of them."""
+        """The scores of all ranks' captions, computed by rank 0, which also reports some of them."""
         if not self.job["metrics"]:
             return {}
         scores: list[dict[str, float]] = [{}]
@@ -173,7 +176,7 @@ class Captioning:
             references = {row["key"]: row["references"] for row in rows}
             scores = [caption_scores(references, found, self.job["metrics"]).total]
             shown = sorted(rows, key=lambda row: row["key"])[:SAMPLES_SHOWN]
-            self.job["tell"]({"table": "validation-captions.json", "rows": as_table(shown)})
+            self.context.report(CaptionTable(name="validation-captions.json", rows=as_table(shown)))
         if dist.get_world_size() > 1:
             dist.broadcast_object_list(scores, src=0)
         return scores[0]

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cluster.workers.collectives import all_rows
+from cluster.workers.context import WorkerContext
 from grurcn.evaluation.confusion import Judgement
 from grurcn.inference.classifier import level_names
 from grurcn.inference.model_input import model_input
@@ -27,9 +28,15 @@ Batches = Generator[tuple[tuple[int, int], ClipBatch], None, None]
 class Recognition:
     """Which class a video belongs to."""
 
-    def __init__(self, recipe: Recipe, job: Mapping[str, Any], read: Callable[..., Batches] = train_batches):
+    def __init__(
+        self,
+        recipe: Recipe,
+        job: Mapping[str, Any],
+        context: WorkerContext,
+        read: Callable[..., Batches] = train_batches,
+    ):
         self.recipe, self.job, self.read = recipe, job, read
-        self.device: torch.device = job["device"]
+        self.device = context.device
         self.index = Index(job["shards"], "train")
         self.reading = Reading(**job["reading"])
         self.judged: dict[str, Any] | None = None  # what the last validation got right and wrong, over all ranks

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
 from torch import Tensor, nn
 
@@ -20,6 +19,9 @@ from cluster.checkpoints.writer import CheckpointWriter
 from cluster.engine import loss_scale, set_learning_rate, start_engine
 from cluster.progress import duration
 from cluster.workers.collectives import Agreement
+from cluster.workers.context import WorkerContext
+from cluster.workers.events import FirstStep, Metrics, Notice, Saved, Stopped, Straggler, Validated
+from cluster.workers.events import Progress as ProgressEvent
 from grurcn.training.caption_recipes import CaptionRecipe
 from grurcn.training.captioning import Captioning
 from grurcn.training.classification import Recognition
@@ -102,17 +104,19 @@ class Task(Protocol):
         ...
 
 
-def train_worker(job: dict[str, Any], read: Callable[..., Any] | None = None) -> dict[str, Any]:
-    """What each worker runs. Gives back the run's result, or {"stopped": step}; the same on every rank. read: batches."""
+def train_worker(
+    job: dict[str, Any], context: WorkerContext, read: Callable[..., Any] | None = None
+) -> dict[str, Any] | Stopped:
+    """What each worker runs. Gives back the run's result, or Stopped; the same on every rank. read: batches."""
     run, agreement = RunFolder(job["run"]), Agreement(job["timeout_minutes"])
-    checkpoint = newest(run, agreement, job)
-    task = task_of(job, checkpoint, read)
+    checkpoint = newest(run, agreement, context)
+    task = task_of(job, context, checkpoint, read)
     recipe, order = task.recipe, task.order
-    engine = build_engine(task, job, fresh=checkpoint is None)
-    progress, writer = resume(engine, run, checkpoint, job)
+    engine = build_engine(task, job, context, fresh=checkpoint is None)
+    progress, writer = resume(engine, run, checkpoint, job, context)
     start = divmod(progress.step, order.steps_per_epoch)
-    batches = task.batches(rank=dist.get_rank(), world_size=dist.get_world_size(), start=start)
-    losses, tally, watch = Losses(progress.step), task.tally(), Stopwatch(recipe.global_batch, job["device"])
+    batches = task.batches(rank=context.rank, world_size=context.world_size, start=start)
+    losses, tally, watch = Losses(progress.step), task.tally(), Stopwatch(recipe.global_batch, context.device)
     stop = False
 
     while progress.step < recipe.num_steps and not progress.stopped(recipe) and not stop:
@@ -120,14 +124,14 @@ def train_worker(job: dict[str, Any], read: Callable[..., Any] | None = None) ->
             _, batch = next(batches)
         rate = learning_rate(progress.step, recipe.num_steps, recipe.optim)
         set_learning_rate(engine, rate)
-        for part in batch.to(job["device"]).split(job["accumulation"]):
+        for part in batch.to(context.device).split(job["accumulation"]):
             with watch.computing():
                 loss = task.loss(engine, part, tally)
             engine.backward(loss)
             engine.step()
             losses.add(loss)
         watch.step_done()
-        stop = step_done(job, agreement, progress)
+        stop = step_done(context, agreement, progress)
 
         is_logged = is_time(progress.step, job["log_every"], recipe.num_steps)
         is_validated = is_time(progress.step, recipe.val_every, recipe.num_steps)
@@ -136,25 +140,27 @@ def train_worker(job: dict[str, Any], read: Callable[..., Any] | None = None) ->
             losses = losses.checked(progress.step, agreement, task)
             writer.check()
         if is_logged:
-            tell(job, agreement, progress, task, tally.read(), watch, rate, loss_scale(engine))
-            tally, watch = task.tally(), Stopwatch(recipe.global_batch, job["device"])
+            tell(job, context, agreement, progress, task, tally.read(), watch, rate, loss_scale(engine))
+            tally, watch = task.tally(), Stopwatch(recipe.global_batch, context.device)
         if is_saved:
             with watch.pausing():
-                best = validate(engine, task, job, progress) if is_validated else None
-                save(engine, writer, task, job, progress, best)
+                best = validate(engine, task, context, progress) if is_validated else None
+                save(engine, writer, task, job, context, progress, best)
     batches.close()  # its threads end with it
     writer.close()
     is_over = progress.step == recipe.num_steps or progress.stopped(recipe)
-    return progress.result(recipe) if is_over else {"stopped": progress.step}
+    return progress.result(recipe) if is_over else Stopped(step=progress.step)
 
 
-def task_of(job: dict[str, Any], checkpoint: Checkpoint | None, read: Callable[..., Any] | None) -> Task:
+def task_of(
+    job: dict[str, Any], context: WorkerContext, checkpoint: Checkpoint | None, read: Callable[..., Any] | None
+) -> Task:
     """The task of a job, as its checkpoint, if there is one, has begun it."""
     reader = {} if read is None else {"read": read}
     if "decoder" in job["recipe"]:
         known = checkpoint.state()["meta"] if checkpoint else job
-        return Captioning(CaptionRecipe.from_dict(job["recipe"]), job, known, **reader)
-    return Recognition(Recipe.from_dict(job["recipe"]), job, **reader)
+        return Captioning(CaptionRecipe.from_dict(job["recipe"]), job, context, known, **reader)
+    return Recognition(Recipe.from_dict(job["recipe"]), job, context, **reader)
 
 
 @dataclass
@@ -167,7 +173,7 @@ class Progress:
     stale: int = 0  # validations since then
     begun: bool = False  # a step was done since these workers started
     slow: bool = False  # a worker was much slower than the others when last looked at
-    told: list[dict[str, Any]] = field(default_factory=list)  # metrics since the last checkpoint, which keeps them
+    told: list[Metrics] = field(default_factory=list)  # since the last checkpoint, which keeps them
 
     def stopped(self, recipe: Learning) -> bool:
         """Early stopping on the validation log-probability (paper section 5.1)."""
@@ -192,54 +198,55 @@ class Progress:
         }
 
 
-def build_engine(task: Task, job: dict[str, Any], fresh: bool) -> DeepSpeedEngine:
+def build_engine(task: Task, job: dict[str, Any], context: WorkerContext, fresh: bool) -> DeepSpeedEngine:
     """The task's model in its engine."""
     recipe, model = task.recipe, task.build(fresh)
     return start_engine(
-        model.to(job["device"]),
+        model.to(context.device),
         build_optimizer(model.parameters(), recipe.optim),
         zero_stage=job["zero"],
         global_batch=recipe.global_batch,
         accumulation=job["accumulation"],
         precision=job["precision"],
         clip_norm=recipe.optim.clip_norm,
-        device=job["device"],
+        device=context.device,
         config_path=job["deepspeed"],
     )
 
 
-def newest(run: RunFolder, agreement: Agreement, job: dict[str, Any]) -> Checkpoint | None:
+def newest(run: RunFolder, agreement: Agreement, context: WorkerContext) -> Checkpoint | None:
     """The newest checkpoint that is whole, as rank 0 finds it; None for a fresh start."""
     found = None
-    if dist.get_rank() == 0:
-        found = run.newest_whole(warn=lambda line: job["tell"]({"event": line, "line": line}))
+    if context.rank == 0:
+        found = run.newest_whole(warn=lambda line: context.report(Notice(text=line)))
     name = agreement.of_rank_0(found and found.name)
     return Checkpoint(run.store, name) if name else None
 
 
 def resume(
-    engine: DeepSpeedEngine, run: RunFolder, checkpoint: Checkpoint | None, job: dict[str, Any]
+    engine: DeepSpeedEngine, run: RunFolder, checkpoint: Checkpoint | None, job: dict[str, Any], context: WorkerContext
 ) -> tuple[Progress, CheckpointWriter]:
     """Where the run is, with the checkpoint's state in the engine, and what will write the next ones."""
     if checkpoint is None:
         return Progress(), CheckpointWriter(run, job["keep"])
     state = read_state(engine, checkpoint)
     meta = state["meta"]
-    if dist.get_rank() == 0:
-        for metrics in meta["told"]:  # they may have been lost with the worker that told them
-            job["tell"](metrics)
-        job["tell"]({"step": meta["step"], "line": f"going on after step {meta['step']:,} from {checkpoint.url}"})
+    if context.rank == 0:
+        for each in meta["told"]:  # they may have been lost with the worker that reported them
+            context.report(Metrics(step=each["at"], values=each["metrics"], milliseconds=each["milliseconds"]))
+        line = f"going on after step {meta['step']:,} from {checkpoint.url}"
+        context.report(ProgressEvent(step=meta["step"], line=line))
     progress = Progress(step=meta["step"], best=state["best"], lowest=meta["lowest"], stale=meta["stale"])
     return progress, CheckpointWriter(run, job["keep"], state)
 
 
-def step_done(job: dict[str, Any], agreement: Agreement, progress: Progress) -> bool:
+def step_done(context: WorkerContext, agreement: Agreement, progress: Progress) -> bool:
     """Counts a step. Whether all workers should save and stop now."""
     progress.step += 1
-    if not progress.begun and dist.get_rank() == 0:
-        job["tell"]({"done": progress.step})
+    if not progress.begun and context.rank == 0:
+        context.report(FirstStep(step=progress.step))
     progress.begun = True
-    return agreement.any(job["stop_wanted"]())
+    return agreement.any(context.stop_requested())
 
 
 def save(
@@ -247,6 +254,7 @@ def save(
     writer: CheckpointWriter,
     task: Task,
     job: dict[str, Any],
+    context: WorkerContext,
     progress: Progress,
     best: dict[str, float] | None,
 ) -> None:
@@ -258,7 +266,7 @@ def save(
         "epoch_step": epoch_step,
         "lowest": progress.lowest,
         "stale": progress.stale,
-        "told": progress.told,
+        "told": [{"metrics": m.values, "at": m.step, "milliseconds": m.milliseconds} for m in progress.told],
         "recipe": job["recipe"],
         **task.about,
         "data_digest": task.data_digest,
@@ -266,11 +274,17 @@ def save(
         "tracking_uri": job["tracking_uri"],
     }
     progress.told = []
-    news = {"new_best": best is not None, "keep": job["keep"]}
-    writer.save(engine, progress.step, meta, best, lambda checkpoint: job["tell"]({"saved": checkpoint.name, **news}))
+    step, keep, is_best = progress.step, job["keep"], best is not None
+
+    def report(checkpoint: Checkpoint) -> None:
+        context.report(Saved(step=step, checkpoint=checkpoint.name, keep=keep, is_best=is_best))
+
+    writer.save(engine, step, meta, best, report)
 
 
-def validate(engine: DeepSpeedEngine, task: Task, job: dict[str, Any], progress: Progress) -> dict[str, float] | None:
+def validate(
+    engine: DeepSpeedEngine, task: Task, context: WorkerContext, progress: Progress
+) -> dict[str, float] | None:
     """The scores of the validation videos, told. Gives them back if they are the best so far."""
     engine.eval()
     values = task.validate(engine)
@@ -282,9 +296,9 @@ def validate(engine: DeepSpeedEngine, task: Task, job: dict[str, Any], progress:
     progress.best = {**values, "step": progress.step} if better else progress.best
     mark = "  best so far" if better else ""
     line = f"step {progress.step:>6,}  validation: {in_words(values)}{mark}"
-    tell_metrics(job, progress, {f"val/{key}": value for key, value in values.items()}, line)
-    if better and task.judged and dist.get_rank() == 0:
-        job["tell"]({"judged": task.judged, "at": progress.step})
+    tell_metrics(context, progress, {f"val/{key}": value for key, value in values.items()}, line)
+    if better and task.judged and context.rank == 0:
+        context.report(Validated(step=progress.step, confusion=task.judged))
     return values if better else None
 
 
@@ -295,6 +309,7 @@ def in_words(values: dict[str, float], between: str = "  ") -> str:
 
 def tell(
     job: dict[str, Any],
+    context: WorkerContext,
     agreement: Agreement,
     progress: Progress,
     task: Task,
@@ -304,7 +319,7 @@ def tell(
     scale: dict[str, Any] | None,
 ) -> None:
     """A line for people, and the same numbers for MLflow. Every rank calls it."""
-    perf, own = performance(agreement, watch, task.flops_per_clip, job["device"], job["precision"])
+    perf, own = performance(agreement, watch, task.flops_per_clip, context.device, job["precision"])
     recipe, slowest, ratio = task.recipe, int(perf["slowest_worker"]), perf["slowest_ratio"]
     values = {f"train/{key}": value for key, value in train.items()} | {"train/learning_rate": rate}
     values |= {f"perf/{key}": value for key, value in perf.items()}
@@ -315,19 +330,20 @@ def tell(
         f"step {progress.step:>6,} of {recipe.num_steps:,}  {in_words(train)}  "
         f"{perf['clips_per_second']:.1f} clips/s  waiting for data {perf['data_wait']:.1%}  {duration(left)} left"
     )
-    tell_metrics(job, progress, values, line)
-    if ratio > SLOW and not progress.slow and dist.get_rank() == 0:
+    tell_metrics(context, progress, values, line)
+    if ratio > SLOW and not progress.slow and context.rank == 0:
         text = f"its part of a step takes {own[slowest]:.2f} s, the others' {own[slowest] / ratio:.2f} s"
-        job["tell"]({"slow": slowest, "ratio": ratio, "about": text, "at": progress.step})
+        context.report(Straggler(step=progress.step, rank=slowest, ratio=ratio, description=text))
     progress.slow = ratio > SLOW
 
 
-def tell_metrics(job: dict[str, Any], progress: Progress, values: dict[str, float], line: str) -> None:
+def tell_metrics(context: WorkerContext, progress: Progress, values: dict[str, float], line: str) -> None:
     """To the driver, from rank 0; and kept for the next checkpoint, which outlives both."""
-    metrics = {"metrics": values, "at": progress.step, "milliseconds": round(time.time() * 1000)}
+    metrics = Metrics(step=progress.step, values=values, milliseconds=round(time.time() * 1000))
     progress.told.append(metrics)
-    if dist.get_rank() == 0:
-        job["tell"]({**metrics, "step": progress.step, "line": line})
+    if context.rank == 0:
+        context.report(ProgressEvent(step=progress.step, line=line))
+        context.report(metrics)
 
 
 class Losses:

@@ -420,7 +420,7 @@ def recorded(*args: Any, folder: Path, rank: int, start: tuple[int, int], **opti
 def train_once(file: Path) -> int:
     settings = json.loads(file.read_text())
     os.environ |= {"RAY_ADDRESS": settings["address"], "MLFLOW_TRACKING_URI": settings["mlflow"]}
-    from cluster.workers.launch import Workers
+    from cluster.workers.options import Workers
     from grurcn.training.loop import train_worker
     from jobs import train
 

@@ -172,7 +172,7 @@ def beside(
     job: TrainBench,
 ) -> list[dict[str, Any]]:
     """The first reader's speed over the others', of whole turns."""
-    from cluster.workers.launch import Workers
+    from cluster.workers.options import Workers
     from grurcn.training.loop import train_worker
     from jobs import train
 

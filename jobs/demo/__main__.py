@@ -26,7 +26,7 @@ from cluster.checkpoints.run_folder import write_json
 from cluster.progress import duration
 from cluster.tracking.server import tracking_uri, ui_command
 from cluster.workers.connect import start_ray
-from cluster.workers.launch import Workers
+from cluster.workers.options import Workers
 from grurcn.training.recipes import RECIPES
 from jobs import evaluate, make_shards, train
 from jobs.bench.memory import PeakMemory

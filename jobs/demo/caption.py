@@ -30,7 +30,7 @@ from cluster.checkpoints.run_folder import write_json
 from cluster.progress import Bar, duration
 from cluster.tracking.server import tracking_uri, ui_command
 from cluster.workers.connect import start_ray
-from cluster.workers.launch import Workers
+from cluster.workers.options import Workers
 from grurcn.training.caption_recipes import caption_small
 from grurcn.training.encoders import EncoderConfig
 from grurcn.training.recipes import changed, demo

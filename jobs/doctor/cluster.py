@@ -100,7 +100,7 @@ class Examiner:
             return f"{self.address}:{probe.getsockname()[1]}"
 
     def join(self, backend: str, address: str, rank: int, world_size: int, seconds: float) -> Joined:
-        """Forms the group and adds up, as a training's worker does in cluster/workers/launch.py."""
+        """Forms the group and adds up, as a training's worker does in cluster/workers/worker.py."""
         return join(backend, address, rank, world_size, seconds)
 
 

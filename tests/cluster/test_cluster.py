@@ -16,7 +16,7 @@ from servers import s3_server
 from small_runs import losses, run_train
 
 from cluster.workers.connect import NoCluster, start_ray
-from cluster.workers.launch import Workers
+from cluster.workers.options import Workers
 from grurcn.evaluation.decode_tasks import Decoders, check_decoders
 from jobs import evaluate, make_shards
 from shards.index import Index

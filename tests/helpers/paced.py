@@ -6,6 +6,8 @@ A fault then hits in the middle of a run that is short all the same.
 import time
 from typing import Any
 
+from cluster.workers.context import WorkerContext
+from cluster.workers.events import Stopped
 from grurcn.training.classification import Batches
 from grurcn.training.loop import train_worker
 from jobs.command import run_command
@@ -21,8 +23,8 @@ def paced_batches(*args: Any, **options: Any) -> Batches:
         yield batch
 
 
-def paced_worker(job: dict[str, Any]) -> dict[str, Any]:
-    return train_worker(job, paced_batches)
+def paced_worker(job: dict[str, Any], context: WorkerContext) -> dict[str, Any] | Stopped:
+    return train_worker(job, context, paced_batches)
 
 
 if __name__ == "__main__":

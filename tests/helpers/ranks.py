@@ -1,8 +1,9 @@
 """Trains as Ray Train's workers do, in processes of this machine without Ray: started in a moment, and killed for real.
 
-A rank writes what it read and told into files of the folder, so that it is there when the rank is killed.
+A rank writes what it read and reported into files of the folder, so that it is there when the rank is killed.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -12,22 +13,24 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from cluster.workers.events import Event, Progress
+
 LIMIT_SECONDS = 300.0
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["grurcn.training.loop", "torch._dynamo"])  # imported once, not in each process
 
 
 def train_on(world_size: int, folder: Path, job: dict[str, Any], kill_after: int | None = None) -> list[dict[str, Any]]:
-    """Runs so many ranks to their end, or, after a number of lines in `told`, kills all of them. Gives back their results."""
+    """Runs so many ranks to their end, or, after a number of events, kills all of them. Gives back their results."""
     (folder / "store").unlink(missing_ok=True)
-    (folder / "told").touch()
-    before = len(told(folder))
+    (folder / "events").touch()
+    before = len(events(folder))
     ranks = [CONTEXT.Process(target=rank_main, args=(rank, world_size, folder, job)) for rank in range(world_size)]
     for rank in ranks:
         rank.start()
     until = time.monotonic() + LIMIT_SECONDS
     while any(rank.is_alive() for rank in ranks):
-        is_time = kill_after is not None and len(told(folder)) - before >= kill_after
+        is_time = kill_after is not None and len(events(folder)) - before >= kill_after
         if is_time or time.monotonic() > until:
             for rank in ranks:
                 rank.kill()
@@ -41,18 +44,18 @@ def train_on(world_size: int, folder: Path, job: dict[str, Any], kill_after: int
     return [json.loads((folder / f"result-{rank}").read_text()) for rank in range(world_size)]
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
-    """What rank 0 told, in order; a last line that was cut off is left out."""
-    lines = (folder / "told").read_text().split("\n")
+def events(folder: Path) -> list[dict[str, Any]]:
+    """What rank 0 reported, in order, each with its class as "kind"; a last line that was cut off is left out."""
+    lines = (folder / "events").read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
 def losses(folder: Path) -> dict[int, list[float]]:
-    """step -> the training loss each time that it was told."""
+    """step -> the training loss each time that it was reported."""
     found: dict[int, list[float]] = {}
-    for news in told(folder):
-        if "train/loss" in news.get("metrics", {}):
-            found.setdefault(news["at"], []).append(news["metrics"]["train/loss"])
+    for event in events(folder):
+        if event["kind"] == "Metrics" and "train/loss" in event["values"]:
+            found.setdefault(event["step"], []).append(event["values"]["train/loss"])
     return found
 
 
@@ -76,6 +79,7 @@ def rank_main(rank: int, world_size: int, folder: Path, job: dict[str, Any]) -> 
     import torch.distributed as dist
     from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
+    from cluster.workers.context import WorkerContext
     from grurcn.training.loop import train_worker
     from shards.reading.stream import train_batches
 
@@ -87,11 +91,12 @@ def rank_main(rank: int, world_size: int, folder: Path, job: dict[str, Any]) -> 
     attempt = time.time_ns()
     attempts = [attempt]
     dist.broadcast_object_list(attempts, src=0)
-    with (folder / "told").open("a") as heard, (folder / f"read-{rank}-{attempt}").open("a") as seen:
+    with (folder / "events").open("a") as log, (folder / f"read-{rank}-{attempt}").open("a") as seen:
 
-        def tell(news: dict[str, Any]) -> None:
-            heard.write(json.dumps(news) + "\n")
-            heard.flush()
+        def report(event: Event) -> None:
+            if not isinstance(event, Progress):  # lines for people, beside the same metrics
+                log.write(json.dumps({"kind": type(event).__name__, **dataclasses.asdict(event)}) + "\n")
+                log.flush()
 
         def read(*args: Any, rank: int, **options: Any) -> Generator[Any, None, None]:
             for (epoch, step), batch in train_batches(*args, rank=rank, **options):
@@ -103,7 +108,9 @@ def rank_main(rank: int, world_size: int, folder: Path, job: dict[str, Any]) -> 
                 seen.flush()
                 yield (epoch, step), batch
 
-        settings = {"device": torch.device("cpu"), "tell": tell, "stop_wanted": lambda: False}
-        result = train_worker({**job, **settings}, None if "decoder" in job["recipe"] else read)
+        context = WorkerContext(
+            device=torch.device("cpu"), rank=rank, world_size=world_size, report=report, stop_requested=lambda: False
+        )
+        result = train_worker(job, context, None if "decoder" in job["recipe"] else read)
     (folder / f"result-{rank}").write_text(json.dumps(result))
     dist.destroy_process_group()

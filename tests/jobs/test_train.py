@@ -158,7 +158,7 @@ def test_other_data_under_the_same_name_is_refused(finished, shards, storage, tm
 
 
 def test_a_batch_that_cannot_be_made_is_refused_before_anything_starts(shards, storage):
-    from cluster.workers.launch import Workers
+    from cluster.workers.options import Workers
 
     with pytest.raises(BadBatch, match="16 samples are fewer than one global batch of 64"):
         train.main("tiny", job(shards, storage, "big", recipe=dataclasses.replace(TINY, global_batch=64)))

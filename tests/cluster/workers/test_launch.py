@@ -10,8 +10,13 @@ from ray.exceptions import ActorDiedError, RayError
 from ray.train import WorkerGroupError
 from torch.distributed import DistBackendError
 
-from cluster.workers.launch import Interrupted, Patience, Workers, first_cause, first_line, is_loss, run_workers
+from cluster.workers.driver import Persistence
+from cluster.workers.events import Stopped
+from cluster.workers.failures import describe_error, first_cause, is_loss
+from cluster.workers.launch import run_workers
 from cluster.workers.nodes import fitting
+from cluster.workers.options import Workers
+from cluster.workers.signals import Interrupted
 from shards.store import BadShards
 
 
@@ -67,25 +72,25 @@ def test_of_several_workers_errors_the_one_that_says_why_is_raised():
 
 def test_what_ray_says_of_an_end_is_told_in_a_few_words():
     died = "The actor died because its node has died. Node Id: 12"
-    assert first_line(RayError(died)) == "node has died"
+    assert describe_error(RayError(died)) == "node has died"
     ended = "A worker health check failed.\nWorker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits. Some"
-    assert first_line(RayError(ended)) == "Worker unexpectedly exits"
-    assert first_line(ValueError("\n  one\ntwo")) == "ValueError: one"
-    assert first_line(ActorDiedError()).startswith("ActorDiedError: The actor died")
+    assert describe_error(RayError(ended)) == "Worker unexpectedly exits"
+    assert describe_error(ValueError("\n  one\ntwo")) == "ValueError: one"
+    assert describe_error(ActorDiedError()).startswith("ActorDiedError: The actor died")
 
 
 def test_a_machine_that_comes_and_goes_is_not_waited_for(monkeypatch):
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    patience = Patience(10)
-    assert not patience.over(True)
+    grown = Persistence(10)
+    assert not grown.reached(True)
     now = 109.0
-    assert not patience.over(True)
-    assert not patience.over(False)
+    assert not grown.reached(True)
+    assert not grown.reached(False)
     now = 111.0
-    assert not patience.over(True)
+    assert not grown.reached(True)
     now = 121.0
-    assert patience.over(True)
+    assert grown.reached(True)
 
 
 def test_as_many_workers_fit_as_the_scarcest_resource_has_room_for():
@@ -96,13 +101,13 @@ def test_as_many_workers_fit_as_the_scarcest_resource_has_room_for():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_first_signal_asks_the_work_to_end_well_and_a_second_one_interrupts_it(number):
-    def work(job):
-        assert not job["stop_wanted"]()
+    def work(job, context):
+        assert not context.stop_requested()
         os.kill(os.getpid(), number)
-        assert job["stop_wanted"]()
-        return {"stopped": 3}
+        assert context.stop_requested()
+        return Stopped(step=3)
 
-    def stubborn_work(job):
+    def stubborn_work(job, context):
         os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)
         return {}

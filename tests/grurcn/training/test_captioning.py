@@ -16,8 +16,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from packing import SCENES as SPLITS
-from ranks import losses as losses_told
-from ranks import told, train_on
+from ranks import events, train_on
+from ranks import losses as reported_losses
 from small_runs import TINY, losses, run_train, worker_job
 from videos import DATA, needs_data
 
@@ -188,10 +188,10 @@ def test_any_number_of_workers_and_zero_stage_gives_the_same_run(
     options = {**worker_job(vectors, tmp_path, SMALL, zero=zero), **known}  # type: ignore[arg-type]
     results = train_on(workers, tmp_path, options)
     alone = losses(finished)
-    assert {step: of[0] for step, of in losses_told(tmp_path).items()} == pytest.approx(alone, rel=1e-5)
+    assert {step: of[0] for step, of in reported_losses(tmp_path).items()} == pytest.approx(alone, rel=1e-5)
     assert all(result == results[0] for result in results)
     assert results[0]["val_loss"] == pytest.approx(finished["val_loss"], rel=1e-4)
-    tables = [news["rows"] for news in told(tmp_path) if "table" in news]
+    tables = [event["rows"] for event in events(tmp_path) if event["kind"] == "CaptionTable"]
     assert [len(rows) for rows in tables] == [SPLITS["val"]] * 2
     assert len(index) == SPLITS["train"]
 

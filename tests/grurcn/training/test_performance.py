@@ -108,16 +108,14 @@ def test_gpus_are_known_by_the_names_that_cuda_gives(name, precision, tera):
 
 
 def test_a_machine_tells_how_busy_it_is_under_mlflows_names():
-    told = []
-    with SystemMonitor(told.append, seconds=0.05):
+    events = []
+    with SystemMonitor(events.append, seconds=0.05):
         until = time.monotonic() + 30
-        while len(told) < 2 and time.monotonic() < until:
+        while len(events) < 2 and time.monotonic() < until:
             time.sleep(0.02)
-    news = told[1]
-    assert {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage"} <= set(
-        news["system"]
-    )
-    assert news["system"]["system_memory_usage_megabytes"] > 100
-    assert all(isinstance(value, int | float) for value in news["system"].values())
-    assert news["host"]
-    assert abs(news["milliseconds"] / 1000 - time.time()) < 60
+    event = events[1]
+    assert {"cpu_utilization_percentage", "system_memory_usage_megabytes", "disk_usage_percentage"} <= set(event.values)
+    assert event.values["system_memory_usage_megabytes"] > 100
+    assert all(isinstance(value, int | float) for value in event.values.values())
+    assert event.host
+    assert abs(event.milliseconds / 1000 - time.time()) < 60
