@@ -1,9 +1,9 @@
-"""What a recipe's model is made of: each level's map, parameters and multiplications, and what a fully connected GRU would need.
+"""Print a recipe's model: each level's map, parameters and multiplications, and what a fully connected GRU would need.
 
     python -m jobs.describe gru-rcn
     python -m jobs.describe gru-rcn --model.bidirectional --clips.size 112
 
-Multiplications are a clip's, in the GRUs; the fully connected GRU's parameters are those of its input matrices alone.
+Multiplications are those of the GRUs for one clip. Of a fully connected GRU, only the input matrices' parameters are counted.
 Nothing is trained, and no weights are read.
 
 --json FILE holds: recipe, levels [{tap, channels, size, hidden, parameters, multiplications, fully_connected}], parameters
@@ -12,31 +12,30 @@ Nothing is trained, and no weights are read.
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from grurcn.models.cost import LevelCost, level_costs
-from grurcn.models.gru_rcn import GRURCN, build_model
+from grurcn.models.summary import LevelSummary, summarize
 from grurcn.training.recipes import RECIPES, Recipe
 from jobs.command import STYLE, Flat, finish, prog, readable_help, run_command
 
 
 @dataclass(frozen=True, kw_only=True)
 class Describe:
-    """Options of a description."""
+    """Options of the summary."""
 
     recipe: Annotated[Recipe, Flat]
-    """What is described."""
+    """Recipe of the model."""
     classes: int = 101
-    """Classes that the heads tell apart."""
+    """Number of classes."""
     json: Path | None = None
-    """Write the same as JSON to this file."""
+    """Write the result as JSON to this file."""
 
 
 def parse(args: list[str] | None = None) -> tuple[str, Describe]:
@@ -50,40 +49,31 @@ def parse(args: list[str] | None = None) -> tuple[str, Describe]:
 
 def main(recipe_name: str, job: Describe) -> int:
     clips = job.recipe.clips
-    levels = level_costs(job.recipe.model, clips.num_frames, clips.size)
-    parameters = count_parameters(job.recipe, job.classes)
-    if levels:
-        show(recipe_name, levels, clips.num_frames)
-    counted = ", ".join(f"{part} {count:,}" for part, count in parameters.items() if count)
+    model = summarize(job.recipe.model, job.classes, clips.num_frames, clips.size, clips.channels)
+    if model.levels:
+        print_levels(f"{recipe_name}: GRUs over {clips.num_frames} frames", model.levels)
+    parameters = dataclasses.asdict(model.parameters)
+    parts = ", ".join(f"{part} {count:,}" for part, count in parameters.items() if count)
     finish(
-        f"{recipe_name}: {sum(parameters.values()):,} parameters ({counted}) for {job.classes} classes",
-        {"recipe": recipe_name, "levels": [dataclasses.asdict(level) for level in levels], "parameters": parameters},
+        f"{recipe_name}: {model.parameters.total:,} parameters ({parts}) for {job.classes} classes",
+        {
+            "recipe": recipe_name,
+            "levels": [dataclasses.asdict(level) for level in model.levels],
+            "parameters": parameters,
+        },
         job.json,
     )
     return 0
 
 
-def count_parameters(recipe: Recipe, classes: int) -> dict[str, int]:
-    """Parameters of the trunk, the GRUs and the heads; C3D counts as a trunk with a head."""
-    with torch.device("meta"):
-        model = build_model(recipe.model, classes, recipe.seed, in_channels=recipe.clips.channels)
-    grus = [*model.grus.parameters(), *model.reverse_grus.parameters()] if isinstance(model, GRURCN) else []
-    heads = (model.heads if isinstance(model, GRURCN) else model.head).parameters()
-    counts = {"GRUs": sum(p.numel() for p in grus), "heads": sum(p.numel() for p in heads)}
-    return {"trunk": sum(p.numel() for p in model.parameters()) - sum(counts.values()), **counts}
-
-
-def show(recipe_name: str, levels: list[LevelCost], num_frames: int) -> None:
-    table = Table(title=f"{recipe_name}: GRUs over {num_frames} frames", show_footer=True)
+def print_levels(title: str, levels: Sequence[LevelSummary]) -> None:
+    table = Table(title=title, show_footer=True)
     table.add_column("level", "all")
-    for title in ("map", "channels", "hidden"):
-        table.add_column(title, justify="right")
-    sums = [
-        sum(getattr(level, name) for level in levels) for name in ("parameters", "multiplications", "fully_connected")
-    ]
-    table.add_column("parameters", f"{sums[0]:,}", justify="right")
-    table.add_column("multiplications", f"{sums[1]:.3e}", justify="right")
-    table.add_column("fully connected GRU", f"{sums[2]:,}", justify="right")
+    for name in ("map", "channels", "hidden"):
+        table.add_column(name, justify="right")
+    table.add_column("parameters", f"{sum(level.parameters for level in levels):,}", justify="right")
+    table.add_column("multiplications", f"{sum(level.multiplications for level in levels):.3e}", justify="right")
+    table.add_column("fully connected GRU", f"{sum(level.fully_connected for level in levels):,}", justify="right")
     for level in levels:
         table.add_row(
             level.tap,

@@ -24,9 +24,8 @@ import matplotlib.pyplot as plt
 
 from cluster.checkpoints.run_folder import RunFolder, read_json, write_json
 from cluster.workers.options import Workers
-from grurcn.models.gru_rcn import TrunkName
-from grurcn.training.losses import Loss
-from grurcn.training.recipes import RECIPES, Recipe, changed, over_mobilenet
+from grurcn.models.trunks.base import trunk_spec
+from grurcn.training.recipes import RECIPES, Recipe, changed, over_trunk
 from jobs import evaluate, train
 from jobs.command import Flat, command_line, finish, run_command
 from jobs.fuse import fuse
@@ -36,7 +35,6 @@ from shards.reading.stream import Reading
 from shards.store import absolute_url, open_store
 
 RowName = Literal["frames", "rnn", "gru-rcn", "stacked", "bidirectional", "c3d"]
-TRUNKS = {"vgg16": "VGG-16", "mobilenet_v2": "MobileNetV2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +108,7 @@ class Changes:
     """Share of each pooled state that is dropped."""
     hidden: tuple[int, ...] | None = None
     """State channels of each level's GRU; of the RNN, the last of them."""
-    loss: Loss | None = None
+    loss: str | None = None
     """mean or heads."""
 
     def __call__(self, recipe: Recipe, fine_tuning: bool) -> Recipe:
@@ -141,7 +139,7 @@ class Table1:
     """Folder of all runs, seen by every worker."""
     out: Path | None = None
     """Folder of the table. Default: STORAGE/table1."""
-    trunk: TrunkName = "vgg16"
+    trunk: str = "vgg16"
     """The network whose maps are read."""
     weights: str = "imagenet"
     """What the trunk begins with: imagenet, a file, a URL, a run (as --model.weights of jobs.train)."""
@@ -222,9 +220,7 @@ def cells_of(job: Table1, streams: tuple[Stream, ...]) -> Iterator[Cell]:
 
 def recipe_of(job: Table1, cell: Cell) -> Recipe:
     """The cell's recipe, over the job's trunk, with the job's changes."""
-    recipe = RECIPES[ROWS[cell.row].recipes[cell.stream]]()
-    if job.trunk == "mobilenet_v2":
-        recipe = over_mobilenet(recipe)
+    recipe = over_trunk(RECIPES[ROWS[cell.row].recipes[cell.stream]](), job.trunk)
     fine_tuning = cell.row == "frames" and job.finetune
     if cell.row == "frames" and not job.finetune:
         # The heads alone, trained as those of the other rows are, on the same clips.
@@ -293,7 +289,7 @@ def evaluation_folder(job: Table1, run: Path) -> Path:
 
 def table_rows(job: Table1, results: list[tuple[Cell, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     """Each row and stream of the table, then the fusions: {row, stream, paper, top1, spread, runs}, accuracies as shares."""
-    trunk = TRUNKS[job.trunk]
+    trunk = trunk_spec(job.trunk).title
     for name, row in ROWS.items():
         for stream in row.recipes:
             runs = [

@@ -33,7 +33,7 @@ from cluster.tracking.server import check_reachable, experiment_of, tracking_uri
 from cluster.workers.connect import start_ray
 from cluster.workers.options import Workers
 from grurcn.evaluation.caption_scores import check_metrics
-from grurcn.models.gru_rcn import TrunkName
+from grurcn.models.trunks.base import trunk_spec
 from grurcn.training.caption_recipes import CaptionRecipe, Select
 from grurcn.training.caption_recipes import caption as caption_recipe
 from grurcn.training.encoders import EncoderConfig
@@ -123,7 +123,7 @@ class Table2:
     """Run of a GRU-RCN, bi-directional in the paper (as --encoder.states)."""
     entity: str | None = None
     """Weights of a trunk of pictures, GoogLeNet in the paper (as --encoder.entity)."""
-    entity_trunk: TrunkName = "mobilenet_v2"
+    entity_trunk: str = "mobilenet_v2"
     """The trunk of those weights."""
     entity_size: int = 224
     """Height and width of the frames that it sees, in pixels."""
@@ -364,9 +364,8 @@ class Lines(tune.Callback):
 
 
 def title_of(job: Table2, name: RowName) -> str:
-    trunks = {"vgg16": "VGG-16", "mobilenet_v2": "MobileNetV2"}
     frame = Path(job.frame).name if job.frame else "VGG-16"
-    return ROWS[name].title.format(frame=frame, entity=trunks[job.entity_trunk])
+    return ROWS[name].title.format(frame=frame, entity=trunk_spec(job.entity_trunk).title)
 
 
 def table_row(job: Table2, name: RowName, found: dict[str, Any] | None) -> dict[str, Any]:

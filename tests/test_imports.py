@@ -17,7 +17,7 @@ SHARDS = {"torch", "numpy", "pyarrow", "webdataset", "ffmpeg", "imageio_ffmpeg",
 LIBRARY = {"grurcn", "shards", "cluster", "torch", "ray", "deepspeed", "mlflow", "numpy", "pyarrow", "av", "matplotlib"}
 # A folder, or a file, and what its files may import besides the standard library. The longest one that fits a file counts.
 ALLOWED = {
-    "grurcn": LIBRARY | {"psutil"},
+    "grurcn": LIBRARY | {"psutil", "tyro"},  # tyro: options of jobs only
     "grurcn/models": TORCH | {"grurcn.models"},
     "grurcn/drawing": LIBRARY | {"PIL"},
     "grurcn/evaluation/caption_scores.py": LIBRARY | {"pycocoevalcap"},

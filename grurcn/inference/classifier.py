@@ -18,7 +18,7 @@ from torch import Tensor
 from cluster.checkpoints.run_folder import Model
 from cluster.precision import autocast
 from grurcn.inference.model_input import model_input
-from grurcn.models.gru_rcn import build_model
+from grurcn.models.build import build_model
 from grurcn.training.recipes import Recipe
 from shards.reading.clips import Box, evaluation_clips, evaluation_views
 from shards.video import Packing, Stored, read_flow, read_frames

@@ -1,7 +1,7 @@
 """C3D (Tran et al. 2015), a baseline of the paper's Table 1: convolutions over time and space, then one vote a clip.
 
-Parameters have the names that the Sports-1M weights have where they were converted for PyTorch (conv1.weight ... fc7.bias), so
-such a file loads as it is. Its fc8, 487 sports, is left out; `head` has our classes in its place.
+Parameters have the names of the Sports-1M weights as converted for PyTorch (conv1.weight ... fc7.bias), so such a file loads as
+it is. Its fc8, 487 sports, is ignored; `head` has our classes in its place.
 
 B clips of 16 frames of 112 x 112, I input channels, K classes.
 """
@@ -12,21 +12,20 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.functional import max_pool3d
 
+from grurcn.models.config import C3D_FRAMES, C3D_SIZE
 from grurcn.models.dropout import dropout
-from grurcn.models.trunks.base import BadWeights, scaled
-
-NUM_FRAMES = 16
-SIZE = 112
+from grurcn.models.trunks.base import BadWeights, scale_channels
 
 
 class C3D(nn.Module):
-    """Eight convolutions and two large layers, of which one level votes; it is called as GRURCN is."""
+    """Eight convolutions and two large layers, with one level that votes. It is called as GRURCN is."""
 
     def __init__(self, num_classes: int, in_channels: int = 3, width: float = 1.0, dropout: float = 0.5):
-        """width multiplies the channels of every layer; dropout is the share of fc6 and fc7 that training drops."""
+        """width multiplies the channels of every layer; dropout is the fraction of fc6 and fc7 that training drops."""
         super().__init__()
-        self.num_classes, self.in_channels, self.dropout = num_classes, in_channels, dropout
-        x64, x128, x256, x512, fc = (scaled(channels, width) for channels in (64, 128, 256, 512, 4096))
+        self.num_classes, self.dropout = num_classes, dropout
+        self.clip_shape = (C3D_FRAMES, in_channels, C3D_SIZE, C3D_SIZE)
+        x64, x128, x256, x512, fc = (scale_channels(channels, width) for channels in (64, 128, 256, 512, 4096))
         conv = partial(nn.Conv3d, kernel_size=3, padding=1)
         self.conv1 = conv(in_channels, x64)
         self.conv2 = conv(x64, x128)
@@ -38,7 +37,7 @@ class C3D(nn.Module):
         self.conv5b = conv(x512, x512)
         self.fc6 = nn.Linear(x512 * 4 * 4, fc)
         self.fc7 = nn.Linear(fc, fc)
-        for module in self.children():  # the head comes after, as no ReLU follows it
+        for module in self.children():  # without the head, which no ReLU follows
             assert isinstance(module, nn.Conv3d | nn.Linear)
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             nn.init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
@@ -50,11 +49,11 @@ class C3D(nn.Module):
 
         Raises ValueError for clips of another size: fc6 has a weight for each cell of the last map.
         """
-        if clips.shape[1:] != (NUM_FRAMES, self.in_channels, SIZE, SIZE):
+        if clips.shape[1:] != self.clip_shape:
             frames, channels, height, width = clips.shape[1:]
             raise ValueError(
-                f"clips of {frames} frames of {height} x {width} with {channels} channels: C3D takes {NUM_FRAMES} frames of "
-                f"{SIZE} x {SIZE} with {self.in_channels} (--clips.num-frames {NUM_FRAMES} --clips.size {SIZE})"
+                f"clips of {frames} frames of {height} x {width} with {channels} channels: C3D takes {C3D_FRAMES} frames of "
+                f"{C3D_SIZE} x {C3D_SIZE} with {self.clip_shape[1]} (--clips.num-frames {C3D_FRAMES} --clips.size {C3D_SIZE})"
             )
         x = clips.transpose(1, 2)  # (B, I, 16, 112, 112)
         x = max_pool3d(self.conv1(x).relu(), (1, 2, 2))  # (B, 64, 16, 56, 56)
@@ -73,21 +72,21 @@ class C3D(nn.Module):
         return self.head(x).float().log_softmax(dim=-1)[:, None]
 
     def load(self, weights: Mapping[str, Tensor], source: str) -> None:
-        """Loads all but the head by name; what else the file holds, fc8 above all, is left out.
+        """Loads all but the head by name, and ignores what else the file holds, such as fc8.
 
         Raises BadWeights, naming `source`, if a parameter is missing or has another shape.
         """
-        wanted = {name: parameter for name, parameter in self.state_dict().items() if not name.startswith("head.")}
-        missing = [name for name in wanted if name not in weights]
+        expected = {name: parameter for name, parameter in self.state_dict().items() if not name.startswith("head.")}
+        missing = [name for name in expected if name not in weights]
         if missing:
             raise BadWeights(
-                f"{source}: no {missing[0]} ({len(missing)} of C3D's {len(wanted)} parameters are missing; found "
-                f"{', '.join(list(weights)[:3])}, ...); wanted Sports-1M weights of C3D, converted for PyTorch"
+                f"{source}: no {missing[0]} ({len(missing)} of C3D's {len(expected)} parameters are missing; found "
+                f"{', '.join(list(weights)[:3])}, ...); expected Sports-1M weights of C3D, converted for PyTorch"
             )
-        for name, parameter in wanted.items():
+        for name, parameter in expected.items():
             if weights[name].shape != parameter.shape:
                 raise BadWeights(
-                    f"{source}: {name} is {tuple(weights[name].shape)}, C3D wants {tuple(parameter.shape)}; weights fit "
+                    f"{source}: {name} is {tuple(weights[name].shape)}, expected {tuple(parameter.shape)}; weights fit "
                     "a network of the same width and input channels only (--model.width 1 and 3 channels for Sports-1M's)"
                 )
-        self.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+        self.load_state_dict({name: weights[name] for name in expected}, strict=False)

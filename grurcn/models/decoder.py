@@ -7,8 +7,8 @@
     state      memory_t = f . memory_{t-1} + i . g, h_t = o . tanh(memory_t)
     word       log_softmax(V drop(tanh(W_h drop(h_t) + E[y_{t-1}] + W_p context_t + b)) + b)
 
-y_t is the caption's word at step t; the first step has none before it, and zeros for its vector. Each sum has one bias (the
-released code adds up two in the last). Not taken over: the released code also mutes half of what goes into i, f and o.
+y_t is the caption's word at step t; at the first step, E[y_{t-1}] is zero. Each sum has one bias (the released code has two in
+the last). The released code also drops half of the input of i, f and o, which is omitted here.
 
 B captions, K segments, D a segment's vector, A the attention's units, T words, E a word's vector, H LSTM units, V words in the
 vocabulary.
@@ -22,43 +22,43 @@ from torch.nn import functional
 
 from grurcn.models.dropout import dropout
 
-# Words by their numbers in any vocabulary.
+# Numbers of words in any vocabulary.
 END = 0  # ends a caption
-UNKNOWN = 1  # stands for every word that the vocabulary lacks
-PADDING = -1  # behind END, in a batch of captions
+UNKNOWN = 1  # replaces words that are not in the vocabulary
+PADDING = -1  # after END, in a batch of captions
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """What the caption decoder is."""
+    """Options of the caption decoder."""
 
     hidden: int = 3518
     """LSTM units."""
     embedding: int = 468
-    """Length of a word's vector."""
+    """Length of a word vector."""
     attention: int | None = None
-    """Units that score a segment. Default: as many as a segment's vector is long."""
+    """Units that score a segment. Default: the length of a segment's vector."""
     dropout: float = 0.5
-    """Share of each state, and of what the words are told from, that is dropped in training."""
+    """Fraction of each state, and of each output layer's input, that training drops."""
     attention_weight: float = 0.706
-    """Weight in the loss of how far each segment's attention, summed over the words, is from 1; 0 turns it off."""
+    """Weight in the loss of the squared distance from 1 of each segment's attention, summed over words; 0 turns it off."""
 
     def __post_init__(self) -> None:
         sizes = {"hidden": self.hidden, "embedding": self.embedding, "attention": self.attention}
         for name, size in sizes.items():
             if size is not None and size < 1:
-                raise ValueError(f"{name} {size}: wanted at least 1")
+                raise ValueError(f"{name} {size}: expected at least 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(
-                f"dropout {self.dropout:g}: wanted at least 0 and below 1 (it is the share that is dropped)"
+                f"dropout {self.dropout:g}: expected at least 0 and below 1 (the fraction that is dropped)"
             )
         if not self.attention_weight >= 0:
-            raise ValueError(f"attention_weight {self.attention_weight:g}: wanted at least 0")
+            raise ValueError(f"attention_weight {self.attention_weight:g}: expected at least 0")
 
 
 @dataclass(frozen=True)
 class State:
-    """Where captions stand after some of their words, and what every step reads of their videos."""
+    """The state of captions after some of their words, and their videos' vectors."""
 
     h: Tensor  # (B, H)
     memory: Tensor  # (B, H), at least float32
@@ -76,9 +76,9 @@ class Decoder(nn.Module):
         self.config = config
         hidden, words = config.hidden, config.embedding
         attention = vector_size if config.attention is None else config.attention
-        self.from_state = (4 * hidden, attention, 1)  # what the state gives: to the gates, the attention, the context
-        # Parameters of this very module, not of layers in it: where weights are spread over workers (ZeRO 3), they are
-        # gathered once a forward pass, and not at each step, of which workers have different numbers.
+        self.from_state = (4 * hidden, attention, 1)  # products of the state: for the gates, the attention, the context
+        # Parameters of this module, not of layers in it: ZeRO 3 then gathers them once per forward pass. Gathering them at each
+        # step would block, as workers have different numbers of steps.
         self.word_vectors = nn.Parameter(torch.empty(num_words, words))  # E
         self.w_start = nn.Parameter(torch.empty(2 * hidden, vector_size))  # W_s, W_m
         self.b_start = nn.Parameter(torch.empty(2 * hidden))
@@ -97,7 +97,7 @@ class Decoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Orthogonal recurrent matrices, one a gate; small normal ones elsewhere; biases of zero. As the released code has it."""
+        """Orthogonal recurrent matrices, one per gate; other matrices small and normal; zero biases. As in the released code."""
         for name, parameter in self.named_parameters():
             if name.startswith("b_"):
                 nn.init.zeros_(parameter)
@@ -107,10 +107,12 @@ class Decoder(nn.Module):
             nn.init.orthogonal_(gate)
 
     def forward(self, vectors: Tensor, segments: Tensor, words: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
-        """vectors (B, K, D); segments (B, K) bool, which of them a video has, at least one; words (B, T) int64, the captions
-        with END, then PADDING; draw (B,) int64, each caption's random bits for dropout
-        -> log-probabilities of the word of each step, those before it given (B, T, V); attention (B, T, K), 0 where there is no
-        segment. Both are float32 under autocast; behind END they are of no word, but finite."""
+        """vectors (B, K, D); segments (B, K) bool, those that a video has, at least one; words (B, T) int64, the captions with
+        END, then PADDING; draw (B,) int64, each caption's random bits for dropout
+        -> log-probabilities of each word, given the words before it (B, T, V); attention (B, T, K), 0 for missing segments.
+
+        Both are float32 under autocast. After END they are finite and mean nothing.
+        """
         before = self.vectors_before(words)  # (B, T, E)
         word_gates = functional.linear(before, self.w_word)  # (B, T, 4H)
         state = self.start(vectors, segments)
@@ -125,19 +127,18 @@ class Decoder(nn.Module):
 
     def start(self, vectors: Tensor, segments: Tensor) -> State:
         """vectors (B, K, D), segments (B, K) bool -> the state before the first word."""
-        there = segments[..., None]
-        vectors = vectors.masked_fill(~there, 0)  # also what is not a number
-        mean = vectors.sum(dim=1) / there.sum(dim=1)  # (B, D)
+        present = segments[..., None]
+        vectors = vectors.masked_fill(~present, 0)  # NaN too
+        mean = vectors.sum(dim=1) / present.sum(dim=1)  # (B, D)
         first = functional.linear(mean, self.w_start, self.b_start).tanh()  # (B, 2H)
         h, memory = at_least_float32(first).chunk(2, dim=-1)
         if torch.is_autocast_enabled(vectors.device.type):
-            vectors = vectors.to(torch.get_autocast_dtype(vectors.device.type))  # once, not at each step
+            vectors = vectors.to(torch.get_autocast_dtype(vectors.device.type))  # once, not at every step
         return State(h, memory, vectors, functional.linear(vectors, self.w_segment), segments)
 
     def step(self, state: State, word: Tensor | None) -> tuple[Tensor, Tensor, State]:
-        """The state before a word and the word before that (B,) int64, None at the first step
-        -> log-probabilities of the word (B, V), attention (B, K), the state after it. As forward in evaluation: nothing is
-        dropped."""
+        """The state, and the previous word (B,) int64, None at the first step
+        -> log-probabilities of the next word (B, V), attention (B, K), the new state. Without dropout."""
         if word is None:
             before = self.word_vectors.new_zeros(len(state.h), self.config.embedding)
         else:
@@ -145,10 +146,10 @@ class Decoder(nn.Module):
         state, context, attention = self.advance(state, functional.linear(before, self.w_word))
         return self.read_out(state.h, before, context), attention, state
 
-    # What forward and step share.
+    # Shared by forward and step
 
     def vectors_of(self, words: Tensor) -> Tensor:
-        """words (...) int64 -> their vectors (..., E); PADDING has END's, which nothing reads."""
+        """words (...) int64 -> their vectors (..., E). PADDING gets END's, which is not used."""
         return functional.embedding(words.clamp(min=0), self.word_vectors)
 
     def vectors_before(self, words: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ class Decoder(nn.Module):
 
     def advance(self, state: State, word_gates: Tensor) -> tuple[State, Tensor, Tensor]:
         """The state h_{t-1} and W E[y_{t-1}] (B, 4H) -> the state h_t, context_t (B, D), alpha_t (B, K)."""
-        from_state = functional.linear(state.h, self.w_state, self.b_state)  # all products of h_{t-1} in one
+        from_state = functional.linear(state.h, self.w_state, self.b_state)  # all products of h_{t-1} at once
         gates, query, openness = from_state.split(self.from_state, dim=1)  # (B, 4H), (B, A), (B, 1)
         fits = torch.tanh(state.keys + query[:, None])  # (B, K, A)
         scores = at_least_float32(functional.linear(fits, self.w_score, self.b_score)[..., 0])  # (B, K)
@@ -171,7 +172,7 @@ class Decoder(nn.Module):
     def read_out(self, h: Tensor, before: Tensor, context: Tensor, draw: Tensor | None = None) -> Tensor:
         """h_t (B, [T,] H), E[y_{t-1}] (B, [T,] E) and context_t (B, [T,] D) -> log-probabilities (B, [T,] V).
 
-        In training a share is dropped, if draw is given."""
+        With dropout in training, if draw is given."""
         h = self.dropped(h, draw, level=0)
         from_context = functional.linear(context, self.w_hidden_context)
         hidden = torch.tanh(functional.linear(h, self.w_hidden, self.b_hidden) + before + from_context)
@@ -179,14 +180,14 @@ class Decoder(nn.Module):
         return at_least_float32(logits).log_softmax(dim=-1)
 
     def dropped(self, x: Tensor, draw: Tensor | None, level: int) -> Tensor:
-        """x (B, T, C) with a share dropped, at each step other channels; what a step drops does not depend on T."""
+        """x (B, T, C) with dropout: other channels at each step, which do not depend on T."""
         if draw is None or not self.training:
             return x
         return dropout(x.flatten(1), self.config.dropout, draw, level).view_as(x)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """The half-precision results of autocast as float32; the rest as it is."""
+    """Converts half precision to float32; other types are unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -196,9 +197,9 @@ def caption_loss(
     """log_probs (B, T, V) and attention (B, T, K) of the decoder, words (B, T), segments (B, K) bool -> a scalar: the mean over
     captions of the negative log-likelihood, and of attention_weight * sum_k (1 - sum_t alpha_tk)^2.
 
-    Steps behind END and segments that are not there count for nothing. All captions weigh the same, however long: the loss of a
-    batch is the mean of those of its equal parts. (The released code's regulariser is the sum over the batch and the mean over
-    segments, and so grows with the batch.)
+    Steps after END and missing segments are ignored. All captions have the same weight, whatever their length, so that the loss
+    of a batch is the mean over its equal parts. (The released code's regulariser, a sum over the batch and a mean over
+    segments, grows with the batch.)
     """
     seen = (attention * (words != PADDING)[..., None]).sum(dim=1)  # (B, K)
     unseen = ((1 - seen).square() * segments).sum(dim=1)  # (B,)
@@ -206,6 +207,6 @@ def caption_loss(
 
 
 def word_nll(log_probs: Tensor, words: Tensor) -> Tensor:
-    """log_probs (B, T, V), words (B, T) -> the negative log-likelihood of each caption, END counted, in nats (B,)."""
+    """log_probs (B, T, V), words (B, T) -> negative log-likelihood of each caption with its END, in nats (B,)."""
     chosen = log_probs.gather(2, words.clamp(min=0)[..., None])[..., 0]  # (B, T)
     return -chosen.masked_fill(words == PADDING, 0).sum(dim=1)

@@ -1,19 +1,19 @@
-"""Dropout whose masks are a function of each clip's own random bits: the same on any device, by any worker, after any restart."""
+"""Dropout whose masks depend only on each clip's random bits: the same on any device, worker and after any restart."""
 
 import torch
 from torch import Tensor
 
 
-def dropout(x: Tensor, share: float, draw: Tensor, level: int) -> Tensor:
-    """x (B, ..., C) with `share` of each clip's channels dropped and the others scaled up, as torch's dropout does.
+def dropout(x: Tensor, fraction: float, draw: Tensor, level: int) -> Tensor:
+    """x (B, ..., C), draw (B,) int64 -> x with a fraction of each clip's channels dropped and the others scaled up.
 
-    Which ones is a function of the clip's random bits alone, so that a clip loses the same channels whichever worker
-    has it, on a CPU and on a GPU, before and after a restart.
+    The clip's random bits `draw` decide which, so that a clip loses the same channels on every worker and device. `level` tells
+    the dropouts of one model apart.
     """
     channel = torch.arange(x.shape[-1], device=x.device)
-    kept = uniform(draw[:, None] ^ mix(channel + (level << 32))) >= share  # (B, C)
+    kept = uniform(draw[:, None] ^ mix(channel + (level << 32))) >= fraction  # (B, C)
     kept = kept.view(len(x), *[1] * (x.dim() - 2), -1)
-    return x * kept / (1 - share)
+    return x * kept / (1 - fraction)
 
 
 def uniform(bits: Tensor) -> Tensor:

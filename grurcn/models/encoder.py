@@ -1,11 +1,11 @@
-"""Fixed encoders of a video's segments, for captioning: stored frames -> one vector a segment (paper section 5.2).
+"""Fixed encoders of a video's segments, for captioning: stored frames -> one vector per segment (paper section 5.2).
 
-    frame    the trunk's maps of the segment's first frame, averaged over space and joined; of VGG-16's fc7, fc7 itself
-    states   the last states of a GRU-RCN that has seen the segment's first frames, averaged over space, joined over levels
+    frame    the trunk's maps of the segment's first frame, averaged over space and joined; fc7 as it is
+    states   the last states of a GRU-RCN over the segment's first frames, averaged over space, joined over levels
 
-Several of them stand side by side: their vectors are joined. Nothing in them learns.
+The vectors of several encoders are joined. Encoders are never trained.
 
-B videos, K segments, R frames that are read of each, N = B * K, D a vector's length, S a part's input size, H x W the stored
+B videos, K segments, R frames of each that are read, N = B * K, D a vector's length, S a part's input size, H x W the stored
 frames' size.
 """
 
@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from grurcn.models.gru_rcn import GRURCN, ModelConfig
+from grurcn.models.config import ModelConfig
+from grurcn.models.gru_rcn import GRURCN
 from grurcn.models.pixels import to_clips
 
-CLIPS_AT_ONCE = 16  # more would only take more memory
+CLIPS_AT_ONCE = 16  # more would need more memory, and not be faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,12 @@ class PartConfig:
     """One encoder."""
 
     kind: Literal["frame", "states"]
-    model: ModelConfig  # of kind gru-rcn for states; of others only the trunk is built
-    offsets: tuple[int, ...]  # frames that it sees, counted from the segment's start
-    size: int  # of its input, in pixels
-    box_share: float  # side of the centre crop that it sees, as a share of the stored frames' shorter side
+    model: ModelConfig  # of kind gru-rcn for states, else of kind frames
+    offsets: tuple[int, ...]  # its input frames, counted from the segment's start
+    size: int  # height and width of its input, in pixels
+    box_share: (
+        float  # side of the centre crop, as a fraction of the stored frames' shorter side; stored under this name
+    )
 
     @property
     def vector_size(self) -> int:
@@ -40,14 +43,14 @@ class PartConfig:
 
     @staticmethod
     def from_dict(content: Mapping[str, Any]) -> "PartConfig":
-        """The configuration that asdict, by way of JSON, wrote."""
+        """The configuration from the JSON of dataclasses.asdict."""
         model: dict[str, Any] = dict(content["model"])
         model |= {key: tuple(value) for key, value in model.items() if isinstance(value, list)}
         return PartConfig(**{**content, "model": ModelConfig(**model), "offsets": tuple(content["offsets"])})
 
 
 class Encoder(nn.Module):
-    """The parts side by side. Always in evaluation mode, and without gradients."""
+    """Several parts whose vectors are joined. Always in evaluation mode, and without gradients."""
 
     def __init__(self, parts: Sequence[PartConfig]):
         super().__init__()
@@ -58,7 +61,7 @@ class Encoder(nn.Module):
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """The frames of a segment that any part sees, in order: R of them are read."""
+        """The R frames of a segment that any part needs, in order."""
         return read_offsets(self.configs)
 
     @property
@@ -91,14 +94,14 @@ class Encoder(nn.Module):
 
 
 def network_of(part: PartConfig) -> GRURCN:
-    """The part's network without heads, and of a frame's without GRUs."""
+    """The part's network without heads."""
     network = GRURCN(part.model, num_classes=1)
     network.heads = nn.ModuleList()
     return network
 
 
 def vector_of(network: GRURCN, clips: Tensor) -> Tensor:
-    """clips (N, T, 3, S, S) -> the last states (N, C of all levels), or the maps of the first frame (N, X of all taps), averaged
+    """clips (N, T, 3, S, S) -> the last states (N, C of all levels), or the first frame's maps (N, X of all taps), both averaged
     over space."""
     draw = torch.zeros(len(clips), dtype=torch.int64, device=clips.device)  # nothing is dropped
     maps = network.maps(clips, draw)
@@ -107,11 +110,11 @@ def vector_of(network: GRURCN, clips: Tensor) -> Tensor:
 
 
 def read_offsets(parts: Sequence[PartConfig]) -> tuple[int, ...]:
-    """The frames of a segment that any of the parts sees, in order."""
+    """The frames of a segment that any of the parts needs, in order."""
     return tuple(sorted({offset for part in parts for offset in part.offsets}))
 
 
-def centre_box(height: int, width: int, share: float) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the square in the middle, as evaluations crop it (shards/reading/clips.py)."""
-    side = round(min(height, width) * share)
+def centre_box(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the centre square, as evaluations crop it (shards/reading/clips.py)."""
+    side = round(min(height, width) * fraction)
     return (height - side) // 2, (width - side) // 2, side, side

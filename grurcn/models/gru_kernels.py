@@ -1,4 +1,4 @@
-"""Pointwise functions as one kernel on a GPU."""
+"""Pointwise functions, each compiled to one kernel on a GPU."""
 
 import functools
 import warnings
@@ -13,9 +13,9 @@ R = TypeVar("R")
 
 
 def fused(function: Callable[P, R]) -> Callable[P, R]:
-    """On a GPU, one kernel that torch.compile makes at the first call; else the function as it stands, with the same numbers.
+    """Compiles the function to one kernel at its first call on a GPU. Elsewhere it runs uncompiled, with the same results.
 
-    A machine that cannot compile (no C compiler, no Triton) is told so once, and goes on with the function as it stands.
+    A machine that cannot compile (no C compiler, no Triton) warns once, and runs the function uncompiled.
     """
     compiled: Callable[P, R] | None = None
 

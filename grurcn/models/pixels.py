@@ -1,5 +1,5 @@
-"""Stored frames, or fields of optical flow -> the model's input, on the device: cut out, resized, mirrored, coloured and
-normalised in one go.
+"""Stored frames, or fields of optical flow -> the model's input. Cropping, resizing, mirroring, colour conversion and
+normalisation run together on the device.
 
 B clips, T frames, N fields, H x W the stored frames' size, S the model's input size.
 """
@@ -7,16 +7,16 @@ B clips, T frames, N fields, H x W the stored frames' size, S the model's input 
 import torch
 from torch import Tensor
 
-# ImageNet's, as torchvision's weights want them.
+# Of ImageNet, as torchvision's weights expect.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# BT.601, limited range: rows R, G, B; columns Y, U, V; for bytes, of which 16, 128, 128 are taken off before.
+# BT.601, limited range: rows R, G, B; columns Y, U, V, for bytes after subtracting the offset.
 YUV_TO_RGB = torch.tensor([[1.164384, 0.0, 1.596027], [1.164384, -0.391762, -0.812968], [1.164384, 2.017232, 0.0]])
 YUV_OFFSET = torch.tensor([16.0, 128.0, 128.0])
 
-# A stored byte of flow is 128 + 127 * pixels / bound. The model sees 20 pixels as 0.5 / 0.226, as Temporal Segment Networks
-# do (Wang et al. 2016): from pictures of -20 to 20 pixels, half of the range over the mean of ImageNet's deviations.
+# A stored byte of flow is 128 + 127 * pixels / bound. The model's input for 20 pixels is 0.5 / 0.226, as in Temporal Segment
+# Networks (Wang et al. 2016): half of the range of -20 to 20 pixels, over the mean of ImageNet's deviations.
 FLOW_STILL, FLOW_REACH = 128, 127
 FLOW_SCALE = 0.5 / 0.226 / 20
 
@@ -25,8 +25,8 @@ def to_clips(planes: Tensor, box: Tensor, mirror: Tensor, size: int) -> Tensor:
     """planes (B, T, H * 3 // 2, W) uint8 yuv420p, box (B, 4) top, left, height, width, mirror (B,) bool
     -> normalised clips (B, T, 3, S, S) float32.
 
-    Resizing is bilinear with antialiasing, and chroma goes from half size to S in the same step. As it is separable, it
-    is two batched matrix products a plane: rows @ plane @ columns, with each clip's crop and mirror in its matrices.
+    Resizing is bilinear with antialiasing, and takes chroma from half size to S in the same step. It is separable, so it is two
+    batched matrix products per plane: rows @ plane @ columns. The matrices contain each clip's crop and mirror.
     """
     height, width = planes.shape[2] * 2 // 3, planes.shape[3]
     luma, u, v = planes.flatten(2).split([height * width, height * width // 4, height * width // 4], dim=2)
@@ -45,18 +45,18 @@ def to_clips(planes: Tensor, box: Tensor, mirror: Tensor, size: int) -> Tensor:
 def flow_to_clips(
     planes: Tensor, bound: Tensor, box: Tensor, mirror: Tensor, size: int, num_steps: int, stride: int, num_fields: int
 ) -> Tensor:
-    """planes (B, N, 2H, W) uint8, u above v, bound (B,) pixels that the largest byte means, box (B, 4) top, left, height,
-    width, mirror (B,) bool -> clips (B, num_steps, 2 * num_fields, S, S) float32.
+    """planes (B, N, 2H, W) uint8, u above v, bound (B,) pixels of the largest byte, box (B, 4) top, left, height, width,
+    mirror (B,) bool -> clips (B, num_steps, 2 * num_fields, S, S) float32.
 
-    The channels of a step are u and v of its fields in their order: u_t, v_t, u_t+1, v_t+1, ... Steps share fields, and each
-    is resized once:
+    The channels of a step are u and v of its fields in order: u_t, v_t, u_t+1, v_t+1, ... Steps share fields, and each field is
+    resized once:
 
         num_steps = 3, stride = 2, num_fields = 4, N = 8        step 0   0 1 2 3
                                                                 step 1       2 3 4 5
                                                                 step 2           4 5 6 7
 
-    Motions keep their length in stored pixels whatever the box is resized to, as in the two-stream networks. What goes right
-    goes left in a mirror: u changes its sign.
+    Motions are in stored pixels, whatever size the box is resized to, as in the two-stream networks. Mirroring changes the sign
+    of u.
     """
     assert planes.shape[1] == stride * (num_steps - 1) + num_fields
     height, width = planes.shape[2] // 2, planes.shape[3]
@@ -76,13 +76,13 @@ def flow_to_clips(
 
 
 def resize_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
-    """start (B,), length (B,) of a stretch of a line of in_size pixels -> weights (B, out_size, in_size) that resize it.
+    """start (B,), length (B,) of an interval of a line of in_size pixels -> weights (B, out_size, in_size) that resize it.
 
-    A triangle as wide as one output pixel, or one input pixel where that is wider: bilinear when enlarging, an
-    antialiased mean when shrinking. Pixels outside the stretch do not count, as if it had been cut out first; chroma that
-    an odd box cuts through the middle counts as inside, so that a stretch is never empty.
+    The weights are triangles as wide as an output pixel, or as an input pixel if that is wider: bilinear when enlarging, an
+    antialiased mean when shrinking. Pixels outside the interval have no weight, as if it had been cropped first. A chroma pixel
+    on the border of an odd box counts as inside, so that an interval is never empty.
     """
-    step = (length / out_size)[:, None, None]  # input pixels an output pixel
+    step = (length / out_size)[:, None, None]  # input pixels per output pixel
     reach = step.clamp(min=1)
     output = torch.arange(out_size, device=start.device)[None, :, None] + 0.5
     pixel = torch.arange(in_size, device=start.device)[None, None, :] + 0.5
@@ -94,7 +94,7 @@ def resize_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) ->
 
 
 def normalise(yuv: Tensor) -> Tensor:
-    """yuv (B, T, 3, S, S), 0 to 255 -> RGB in ImageNet's mean and deviation, colours clamped to what a screen can show."""
+    """yuv (B, T, 3, S, S), 0 to 255 -> RGB, clamped to 0 to 255, normalised by ImageNet's mean and deviation."""
     matrix, offset = YUV_TO_RGB.to(yuv.device), YUV_OFFSET.to(yuv.device)
     rgb = torch.einsum("cy,btyhw->btchw", matrix, yuv - offset[:, None, None]).clamp(0, 255)
     mean, std = torch.tensor(MEAN, device=yuv.device) * 255, torch.tensor(STD, device=yuv.device) * 255

@@ -1,13 +1,12 @@
-"""Words of captions, and numbers for them.
+"""The words of captions, and their numbers.
 
     "A man doesn't run."  ── tokenize ──>  a man does n't run  ── encode ──>  2 5 14 9 8 0  ── sentence ──>  "a man does n't run"
 
-Captions are cut into words as the COCO caption scripts cut them before they score, so that what a decoder learns to say is what
-it is scored by. The scripts run Stanford's PTBTokenizer (CoreNLP 3.4.1, in Java) and drop punctuation. The rules here were found
-by asking that program and need no Java; tests/grurcn/models/test_vocabulary.py holds the two against each other.
+Captions are split as the COCO caption scripts split them before scoring, so that a decoder is trained on the words that are
+scored. The scripts run Stanford's PTBTokenizer (CoreNLP 3.4.1, in Java) and drop punctuation. The rules here reproduce that
+program without Java; tests/grurcn/models/test_vocabulary.py compares both.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,11 +20,11 @@ HEADS = ("<end>", "<unk>")  # the words of END and UNKNOWN
 
 
 class BadCaptions(ValueError):
-    """Captions, or words of captions, that cannot be used. The message says which and why."""
+    """Captions, or a vocabulary, that cannot be used. The message says which and why."""
 
 
 def tokenize(caption: str) -> list[str]:
-    """The words of a caption, in lower case and without most punctuation, as the COCO caption scripts cut it.
+    """The words of a caption, in lower case and without most punctuation, as the COCO caption scripts split it.
 
     A man's T-shirt, don't (2nd)!    a man 's t-shirt do n't -lrb- 2nd -rrb-
     """
@@ -36,21 +35,21 @@ def tokenize(caption: str) -> list[str]:
 
 @lru_cache(maxsize=2**16)
 def words_of(piece: str) -> tuple[str, ...]:
-    """The words of a piece of a caption without blanks: at each place, the rule that takes most of it counts."""
+    """The words of a piece of a caption without blanks. At each place, the rule with the longest match applies."""
     words, place = [], 0
     while place < len(piece):
         matches = [match for rule in RULES if (match := rule.match(piece, place))]
         if matches:
-            longest = max(matches, key=lambda match: match.end())  # the first of equally long ones
+            longest = max(matches, key=lambda match: match.end())  # the first of several
             words += [part for part in longest.groups() if part] or [longest[0]]
             place = longest.end()
         else:
-            place += 1  # what is in no rule is in no word
+            place += 1  # no rule matches: the character is dropped
     words = [word.lower().translate(BRACKETS) for word in words if not DROPPED.fullmatch(word)]
     return tuple(words)
 
 
-# What is written in several ways, or has a name. Quotation marks and dashes are dropped in the end, so blanks stand for them.
+# Characters with several spellings or a name. Quotation marks and dashes are dropped in the end, so they become blanks.
 ENTITIES = {"amp": "&", "lt": "<", "gt": ">", "quot": " ", "apos": "'", "nbsp": " "}
 ENTITY = re.compile(f"&({'|'.join(ENTITIES)});", re.IGNORECASE)
 PLAIN = str.maketrans(
@@ -61,11 +60,11 @@ PLAIN = str.maketrans(
 )
 BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"})
 DROPPED = re.compile("[-.]+|['\"`?!,:;]")  # the scripts keep ?! and brackets
-PIECE = re.compile(r"\S{1,200}")  # no word is longer: a rule may look at all that follows, at each place
+PIECE = re.compile(r"\S{1,200}")  # at most 200 characters, as a rule may look at the whole rest of a piece
 
 
 def any_of(words: str) -> str:
-    """A pattern of one of some words."""
+    """A pattern that matches one of the words."""
     return f"(?:{'|'.join(words.split())})"
 
 
@@ -76,11 +75,11 @@ ABBREVIATION = any_of(r"""
     mtg natl neb nev nov oct okla penn pfc ph\.d ph plc ppte ppty pres prof profs pte ptes pty ptys pvt rd rep reps rev rt sen
     sens sep sept seq sfc sgt spc sq sr st ste supt supts sys tel tenn thu thurs treas tue tues univ va vs vt wed wis wisc wm wyo
 """)
-STATES = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"  # without the capital they are words
-NUMBERED = any_of("art ca fig figs no nos op pp prop")  # abbreviations only before a number
+STATES = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"  # words, if they are not capitalised
+NUMBERED = any_of("art ca fig figs no nos op pp prop")  # abbreviations in front of a number only
 BEFORE_NUMBER = re.compile(rf"(?i)(?<!\w)(?<!\w-){NUMBERED}\.(?=\s+\d)")
 
-# A: a letter, W: a letter or a digit, of any script, with the marks that some put above and below.
+# A: a letter, W: a letter or a digit, of any script, or a combining mark.
 MARKS = (
     "\u0300-\u036f\u0483-\u0487\u0591-\u05bd\u0610-\u061a\u064b-\u065f\u0670\u06d6-\u06ed"
     "\u0900-\u0963\u0966-\u0dff\u0e30-\u0e4e"  # of India's scripts the letters too, and Thai's
@@ -90,11 +89,11 @@ WORD = rf"(?:(?:[dlno]|[A-HJ-XZ])['`]{W}{{2,}}|{W}+)"  # dog, o'clock, O'Brien
 HYPHENATED = rf"(?:{W}(?:{W}|[.,])*(?=-{W})|{WORD})(?:[-_]{WORD})*"  # dog, black-and-white, 3.5-inch, file_name
 SLASHED = r"[A-Za-z\d]+(?:-[A-Za-z\d]+)*"
 
-# What may stand at a place. Groups are words of their own; a rule without any, or with none that took part, is one word.
+# Each group of a rule is a word. If no group took part in a match, the whole match is one word.
 RULES = [
     re.compile(pattern)
     for pattern in (
-        # contractions, before the words that they look like
+        # contractions, in front of the rules for words, which match them too
         rf"(?i:({A}*)(n['`]t))(?!{W})",
         rf"(?i:'(?:s|d|m|ll|re|ve))(?!{A})",
         rf"(?i:(can)(not)|(gon)(na)|(got)(ta)|(wan)(na)|(gim)(me)|(lem)(me)|(more)('n))(?!{W})",
@@ -105,23 +104,23 @@ RULES = [
         rf"{SLASHED}(?:/{SLASHED}){{1,2}}",  # man/woman, 1/2
         rf"{A}{W}*(?:[.!?]{A}{W}*)+",  # outside.He, a.k.a
         r"[A-Z]+(?:[&+][A-Z]+)+|[A-Z]+\$",  # R&B, US$
-        # words with the full stop behind them
+        # words with their full stop
         rf"[A-Za-z](?:\.[A-Za-z])*\.(?:-{WORD})*",  # J. Smith, p.m., U.S.-made
         rf"(?i:{ABBREVIATION})\.",
         rf"(?:{any_of(STATES)}|{any_of(STATES.upper())})\.",
         rf"(?i:{NUMBERED})\.(?=\d|\0)",
-        rf"(?=[\d-]*{A}){HYPHENATED}(?:[.!?]{A}{W}*)*\.(?=[,;:])",  # whatever stands in "bat.,"
+        rf"(?=[\d-]*{A}){HYPHENATED}(?:[.!?]{A}{W}*)*\.(?=[,;:])",  # any word, as in "bat.,"
         # numbers
         r"[-+]?(?:\d+(?:[.,:]\d+)*|(?:[.,:]\d+)+)",  # 1,000.50, 12:30, -5, .5
         r"'\d\d(?:[sS](?!\w)|(?![\w'\"-]))",  # the '90s
-        # of the web
+        # web
         r"[^\s\"<>|(){}]+@[^\s\"<>|(){}.]+(?:\.[^\s\"<>|(){}.]+)*|@+(?:[A-Za-z_]\w*)?",  # me@example.com, @me
         rf"#{A}+|#+",
         r"(?:https?://|www\.)\w[\w-]*(?:\.[\w-]+)+(?:/[\w./?=&%~#+-]*[\w/])?",
         rf"[:;=][-']?[()DPp](?!{W})",  # :-)
         r"</?[A-Za-z!][^<>]*>",
         # everything else that is kept
-        r"(?i:-[lr][crs]b-)",  # what brackets have become
+        r"(?i:-[lr][crs]b-)",  # replaced brackets
         r"[?!]+|-+|\.{3,}|_+|\*+|<<|>>",
         r"[!-/:-@\[-`{-~\u00a1-\u00bf\u00d7\u00f7\u2016-\u2044\u20a0-\u2bff\u3001\u3002\uff01-\uff65]",
     )
@@ -130,28 +129,28 @@ RULES = [
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words that a decoder can say, by number. Raises BadCaptions for words that are no vocabulary."""
+    """The words that a decoder knows, by number. Raises BadCaptions for words that do not make a vocabulary."""
 
     words: tuple[str, ...]
 
     def __post_init__(self):
         if self.words[:2] != HEADS:
-            raise BadCaptions(f"a vocabulary that begins with {shown(self.words[:2])}; wanted {shown(HEADS)}")
+            raise BadCaptions(f"a vocabulary that begins with {shown(self.words[:2])}; expected {shown(HEADS)}")
         for word, count in Counter(self.words).items():
             if count > 1:
-                raise BadCaptions(f"a vocabulary where the word {word!r} is there {count} times; wanted each once")
+                raise BadCaptions(f"a vocabulary where the word {word!r} occurs {count} times; expected each once")
             if word.split() != [word]:
-                raise BadCaptions(f"a vocabulary with {word!r} in it; wanted words, without blanks")
+                raise BadCaptions(f"a vocabulary with {word!r} in it; expected words, without blanks")
 
     @staticmethod
     def build(captions: Iterable[str], max_words: int = 20_000, min_count: int = 1) -> "Vocabulary":
-        """The most frequent words of captions, most frequent first, besides the two that every vocabulary has.
+        """END and UNKNOWN, then the words of captions, the most frequent first.
 
-        Of equally frequent words, the first by alphabet is first, so that the order of the captions does not matter. Raises
-        BadCaptions if there is no caption, or no word that is frequent enough.
+        Equally frequent words are in alphabetical order, so that the order of the captions does not matter. Raises BadCaptions
+        if there is no caption, or no word that is frequent enough.
         """
         if max_words < 1 or min_count < 1:
-            raise BadCaptions(f"{max_words = }, {min_count = }: wanted at least 1 of each")
+            raise BadCaptions(f"{max_words = }, {min_count = }: expected at least 1 of each")
         counts: Counter[str] = Counter()
         num_captions = 0
         for caption in captions:
@@ -159,52 +158,30 @@ class Vocabulary:
             counts.update(word for word in tokenize(caption) if word not in HEADS)
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         if not ranked:
-            raise BadCaptions(
-                f"{num_captions} captions, and no word in them, to make a vocabulary of; wanted at least one word"
-            )
+            raise BadCaptions(f"no word in {num_captions} captions, so no vocabulary; expected at least one word")
         if counts[ranked[0]] < min_count:
             raise BadCaptions(
-                f"every word of {num_captions} captions is rarer than {min_count}: the most frequent, {ranked[0]!r}, is there "
-                f"{counts[ranked[0]]} times; lower min_count to that or give more captions"
+                f"every word of {num_captions} captions is rarer than {min_count}: the most frequent, {ranked[0]!r}, occurs "
+                f"{counts[ranked[0]]} times; lower min_count or add captions"
             )
         return Vocabulary(HEADS + tuple(word for word in ranked[:max_words] if counts[word] >= min_count))
 
     @cached_property
     def numbers(self) -> dict[str, int]:
-        """The number of each word, without the two that stand for no word of a caption."""
+        """The number of each word, without END and UNKNOWN."""
         return {word: number for number, word in enumerate(self.words) if word not in HEADS}
 
     def __len__(self) -> int:
         return len(self.words)
 
     def encode(self, caption: str, max_words: int = 30) -> list[int]:
-        """The numbers of a caption's first max_words words, then END; UNKNOWN for a word that is not in the vocabulary."""
+        """The numbers of a caption's first max_words words, UNKNOWN for other words, then END."""
         return [*(self.numbers.get(word, UNKNOWN) for word in tokenize(caption)[:max_words]), END]
 
     def sentence(self, numbers: Iterable[int]) -> str:
         """The words up to the first END or PADDING, joined by blanks."""
         words = takewhile(lambda number: number not in (END, PADDING), numbers)
         return " ".join(self.words[number] for number in words)
-
-    def share_unknown(self, captions: Iterable[str]) -> float:
-        """Which share of the captions' words is not in the vocabulary; 0 of captions without words."""
-        words = [word for caption in captions for word in tokenize(caption)]
-        return sum(word not in self.numbers for word in words) / max(len(words), 1)
-
-    def to_json(self) -> str:
-        """The words as a JSON list."""
-        return json.dumps(self.words, ensure_ascii=False)
-
-    @staticmethod
-    def from_json(text: str) -> "Vocabulary":
-        """What to_json wrote. Raises BadCaptions for anything else."""
-        try:
-            words = json.loads(text)
-        except ValueError as error:
-            raise BadCaptions(f"a vocabulary that is not JSON ({error}); wanted a list of words") from None
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise BadCaptions(f"a vocabulary of {text[:60]}; wanted a JSON list of words")
-        return Vocabulary(tuple(words))
 
 
 def shown(words: Sequence[str]) -> str:

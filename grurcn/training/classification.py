@@ -13,9 +13,10 @@ from cluster.workers.context import WorkerContext
 from grurcn.evaluation.confusion import Judgement
 from grurcn.inference.classifier import level_names
 from grurcn.inference.model_input import model_input
-from grurcn.models.flops import training_multiplications
-from grurcn.models.gru_rcn import build_model, log_mean_vote
-from grurcn.training.losses import Tally, nll_loss
+from grurcn.models.build import build_model
+from grurcn.models.summary import summarize
+from grurcn.models.votes import log_mean_vote
+from grurcn.training.losses import Tally, loss_function
 from grurcn.training.pretrained import first_weights
 from grurcn.training.recipes import Recipe
 from shards.index import Index
@@ -49,9 +50,8 @@ class Recognition:
 
     @property
     def flops_per_clip(self) -> int:
-        recipe, num_classes = self.recipe, len(self.index.info.classes)
-        clips = recipe.clips
-        return training_multiplications(recipe.model, clips.num_frames, clips.size, num_classes, clips.channels).flops
+        clips, num_classes = self.recipe.clips, len(self.index.info.classes)
+        return summarize(self.recipe.model, num_classes, clips.num_frames, clips.size, clips.channels).training_flops
 
     @property
     def data_digest(self) -> str:
@@ -85,7 +85,7 @@ class Recognition:
         """The loss of some clips, a scalar; their scores go to the tally."""
         levels = self.levels(model, batch)
         tally.add(log_mean_vote(levels), batch.label)
-        return nll_loss(levels, batch.label, self.recipe.loss)
+        return loss_function(self.recipe.loss)(levels, batch.label)
 
     def levels(self, model: Callable[..., Tensor], batch: ClipBatch) -> Tensor:
         """The votes of each clip's levels (B, L, K)."""

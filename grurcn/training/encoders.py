@@ -18,15 +18,15 @@ from torch import Tensor
 
 from cluster.checkpoints.files import read_tensors
 from cluster.checkpoints.run_folder import Model
+from grurcn.models.config import ModelConfig
 from grurcn.models.encoder import Encoder, PartConfig
-from grurcn.models.gru_rcn import ModelConfig, TrunkName
+from grurcn.models.trunks.base import trunk_spec
 from grurcn.training.pretrained import absolute, is_run, read_pretrained, read_run
 from grurcn.training.recipes import Recipe
 from shards.index import Index
 from shards.store import NoFile
 
 WEIGHTS = "encoder.safetensors"  # beside the shards of vectors that it has computed
-WHOLE_FRAME = {"vgg16": "fc7", "mobilenet_v2": "pooled"}  # each trunk's tap of one cell
 
 
 class BadEncoder(ValueError):
@@ -46,7 +46,7 @@ class EncoderConfig:
     """Run of a GRU-RCN that sees the first frames of each segment, as many as its clips have: its last states."""
     entity: str | None = None
     """Weights of a trunk that sees the first frame of each segment too: imagenet, a file, a URL, a run."""
-    entity_trunk: TrunkName = "mobilenet_v2"
+    entity_trunk: str = "mobilenet_v2"
     """The trunk of those weights."""
     entity_size: int = 224
     """Height and width of the frames that it sees, in pixels."""
@@ -54,6 +54,7 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.segments < 1 or self.entity_size < 1:
             raise ValueError(f"segments {self.segments}, entity_size {self.entity_size}: wanted at least 1 of each")
+        trunk_spec(self.entity_trunk)
 
     @property
     def named(self) -> bool:
@@ -181,8 +182,8 @@ def frame_part(source: str, tracking_uri: str) -> tuple[PartConfig, str, Mapping
         raise BadEncoder(
             f"--encoder.frame {source}: a run of C3D, which has no trunk; wanted a run of frames or gru-rcn"
         )
-    whole = WHOLE_FRAME[recipe.model.trunk]
-    taps = (whole,) if whole in recipe.model.taps else recipe.model.taps
+    vector = trunk_spec(recipe.model.trunk).last_tap
+    taps = (vector,) if vector in recipe.model.taps else recipe.model.taps
     part = PartConfig(
         kind="frame",
         model=trunk_alone(recipe.model, taps),
@@ -211,12 +212,11 @@ def states_part(source: str, tracking_uri: str) -> tuple[PartConfig, str, Mappin
     return part, source, model.weights
 
 
-def entity_part(
-    source: str, trunk: TrunkName, size: int, tracking_uri: str
-) -> tuple[PartConfig, str, Mapping[str, Tensor]]:
+def entity_part(source: str, trunk: str, size: int, tracking_uri: str) -> tuple[PartConfig, str, Mapping[str, Tensor]]:
     """A trunk alone, as it was trained on pictures."""
     weights = read_pretrained(source, trunk, tracking_uri)
-    model = trunk_alone(ModelConfig(trunk=trunk, kind="frames", taps=(WHOLE_FRAME[trunk],)), (WHOLE_FRAME[trunk],))
+    taps = (trunk_spec(trunk).last_tap,)
+    model = trunk_alone(ModelConfig(trunk=trunk, kind="frames", taps=taps), taps)
     part = PartConfig(kind="frame", model=model, offsets=(0,), size=size, box_share=0.875)
     return part, source, {f"trunk.{name}": tensor for name, tensor in weights.items()}
 

@@ -1,13 +1,13 @@
-"""What GPUs can do, by their maker's data sheets: dense matrix products a second.
+"""Peak FLOP/s of GPUs for dense matrix products, from NVIDIA's data sheets.
 
-bf16, or fp16 where the GPU has no bf16; sheets that state the figure with sparsity alone are halved.
+In bf16, or in fp16 if the GPU has no bf16. Figures that are published with sparsity only are halved.
 """
 
 from typing import Literal
 
 GpuName = Literal["v100", "t4", "a10g", "a10", "l4", "l40s", "a100", "h100", "h200", "b200"]
 
-# Name: (FLOP/s, how CUDA's name of the device begins behind NVIDIA or Tesla, precisions that reach it).
+# Name: (FLOP/s, CUDA's name of the device after NVIDIA or Tesla, precisions with that peak).
 GPUS: dict[GpuName, tuple[float, str, tuple[str, ...]]] = {
     "v100": (125e12, "V100", ("fp16",)),
     "t4": (65e12, "T4", ("fp16",)),
@@ -20,17 +20,19 @@ GPUS: dict[GpuName, tuple[float, str, tuple[str, ...]]] = {
     "h200": (989e12, "H200", ("bf16", "fp16")),
     "b200": (2250e12, "B200", ("bf16", "fp16")),
 }
-SLOWER = {"H100 PCIe": 756e12, "H100 NVL": 835e12}  # of the same name
+SLOWER = {"H100 PCIe": 756e12, "H100 NVL": 835e12}  # variants that share a name with a faster one
 
 
 def peak_flops(gpu: GpuName) -> float:
-    """FLOP/s of a GPU by its short name."""
+    """Peak FLOP/s of a GPU by its short name."""
     return GPUS[gpu][0]
 
 
 def flops_per_second(device: str, precision: str) -> float | None:
-    """Of a GPU by the name that CUDA gives it, in fp32, bf16 or fp16; None where it is not known, as for fp32, which may or may
-    not be TF32."""
+    """Peak FLOP/s of a GPU by CUDA's name of it, in bf16 or fp16.
+
+    None if unknown, and in fp32, which may or may not be TF32.
+    """
     words = device.replace("-", " ").split()
     for rate, name, precisions in GPUS.values():
         if name in words:

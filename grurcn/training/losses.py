@@ -1,25 +1,39 @@
-"""log-probabilities -> loss and scores. B clips, L levels, K classes; of captions: B captions, T words, V in the vocabulary."""
+"""Losses, and sums of scores over batches and workers.
+
+B clips, L levels, K classes; of captions: B captions, T words, V words in the vocabulary.
+"""
 
 import math
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from grurcn.models.gru_rcn import log_mean_vote
-
-Loss = Literal["mean", "heads"]
+from grurcn.models.votes import log_mean_vote
 
 
-def nll_loss(levels: Tensor, label: Tensor, kind: Loss = "mean") -> Tensor:
-    """levels (B, L, K) log-probabilities, label (B,) -> the mean negative log-likelihood, a scalar.
+def mean_loss(levels: Tensor, label: Tensor) -> Tensor:
+    """levels (B, L, K) log-probabilities, label (B,) -> negative log of the levels' mean probability, a scalar.
 
-    mean: of the averaged probability, the literal reading of the paper; heads: mean of the heads' own.
+    The literal reading of the paper.
     """
-    if kind == "mean":
-        return torch.nn.functional.nll_loss(log_mean_vote(levels), label)
+    return torch.nn.functional.nll_loss(log_mean_vote(levels), label)
+
+
+def heads_loss(levels: Tensor, label: Tensor) -> Tensor:
+    """levels (B, L, K) log-probabilities, label (B,) -> mean of the levels' own negative log-likelihoods, a scalar."""
     return torch.nn.functional.nll_loss(levels.flatten(0, 1), label.repeat_interleave(levels.shape[1]))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": mean_loss, "heads": heads_loss}
+
+
+def loss_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A loss by its name. Raises ValueError for an unknown one."""
+    if name not in LOSSES:
+        raise ValueError(f"loss {name}: expected one of {', '.join(LOSSES)}")
+    return LOSSES[name]
 
 
 class Tally:
@@ -29,39 +43,39 @@ class Tally:
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # clips, log-probability, top-1, top-5
 
     def add(self, log_probs: Tensor, label: Tensor, weight: Tensor | None = None) -> None:
-        """log_probs (B, K) and label (B,) of clips that count `weight` (B,) each (default 1; padding 0)."""
+        """Adds clips: log_probs (B, K), label (B,), weight (B,) of each clip (default 1; 0 for padding)."""
         log_probs = log_probs.detach().double()
         weight = torch.ones(len(label), device=label.device) if weight is None else weight
         chosen = log_probs.gather(1, label[:, None])
-        # Classes that come before the right one; a tie goes to the lower number, or a model that scores all classes alike
-        # would be right about every clip.
+        # The number of classes before the right one. A tie goes to the lower class: otherwise a model with equal scores for
+        # all classes would always be right.
         lower = torch.arange(log_probs.shape[1], device=label.device) < label[:, None]
         better = ((log_probs > chosen) | (log_probs == chosen) & lower).sum(dim=1)
-        # A score that is not a number beats nothing, and must not count as right.
+        # Nothing compares greater than NaN, so NaN must be excluded.
         right = [(better < k) & chosen[:, 0].isfinite() for k in (1, 5)]
         columns = [torch.ones_like(chosen[:, 0]), chosen[:, 0], right[0].double(), right[1].double()]
         weight = weight.double()
         self.sums += torch.stack([(torch.where(weight > 0, column, 0) * weight).sum() for column in columns])
 
     def read(self) -> dict[str, float]:
-        """Means over all that was added on any rank: every rank calls it, and all get the same."""
+        """Means over the clips of all ranks. Every rank must call it."""
         sums = self.sums.clone()
         if dist.is_initialized():
             dist.all_reduce(sums)
         clips, log_prob, top1, top5 = sums.tolist()
         if not clips:
-            raise ValueError("nothing was tallied: no mean of no clips")
+            raise ValueError("no clips were added, so there is no mean")
         return {"loss": -log_prob / clips, "top1": top1 / clips, "top5": top5 / clips}
 
 
 class WordTally:
-    """Sums over captions and ranks, divided when read: log-probability of the words, and how often the likeliest was right."""
+    """Sums over captions and ranks, divided when read: log-probability of the words, number of right words."""
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(4, dtype=torch.float64, device=device)  # captions, words, log-probability, right words
 
     def add(self, log_probs: Tensor, words: Tensor) -> None:
-        """log_probs (B, T, V) and words (B, T) of captions, negative behind their ends."""
+        """Adds captions: log_probs (B, T, V), words (B, T), negative after the end."""
         is_word = words >= 0
         chosen = log_probs.detach().gather(2, words.clamp(min=0)[..., None])[..., 0].double()
         right = (log_probs.detach().argmax(dim=2) == words) & chosen.isfinite()
@@ -69,12 +83,12 @@ class WordTally:
         self.sums += torch.stack([column.double().sum() for column in columns])
 
     def read(self) -> dict[str, float]:
-        """loss: negative log-likelihood of a caption; perplexity: of a word; word_accuracy. Every rank calls it."""
+        """loss (negative log-likelihood per caption), perplexity (per word), word_accuracy. Every rank must call it."""
         sums = self.sums.clone()
         if dist.is_initialized():
             dist.all_reduce(sums)
         captions, words, log_prob, right = sums.tolist()
         if not captions:
-            raise ValueError("nothing was tallied: no mean of no captions")
+            raise ValueError("no captions were added, so there is no mean")
         perplexity = math.exp(min(700.0, -log_prob / words)) if math.isfinite(log_prob) else math.nan
         return {"loss": -log_prob / captions, "perplexity": perplexity, "word_accuracy": right / words}

@@ -1,4 +1,4 @@
-"""How the weights learn: the optimizer, and the learning rate as a function of the step."""
+"""The optimizer, and the learning rate as a function of the step."""
 
 import math
 from collections.abc import Iterable
@@ -11,46 +11,44 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How the weights learn."""
+    """Options of the optimizer and of the learning rate."""
 
     optimizer: Literal["adam", "sgd", "adadelta"] = "adam"
-    """adam (the paper's, section 5.1), sgd with momentum 0.9, or adadelta (the captioning decoder's; its rate is 1)."""
+    """adam (the paper's, section 5.1), sgd with momentum 0.9, or adadelta (the captioning decoder's, with a rate of 1)."""
     learning_rate: float = 1e-4
-    """Highest learning rate (the paper does not state its own)."""
+    """Highest learning rate (the paper does not state it)."""
     weight_decay: float = 0.0
-    """Decoupled with adam (AdamW); added to the gradient, times the weight, with sgd and adadelta (L2)."""
+    """Weight decay: decoupled with adam (AdamW), added to the gradient with sgd and adadelta (L2)."""
     schedule: Literal["constant", "cosine", "steps"] = "constant"
-    """After the warm-up: constant; cosine, down to 0 at the last step; steps, times 0.1 every `step_every`."""
+    """Learning rate after the warm-up: constant; cosine, down to 0 at the last step; steps, times 0.1 every `step_every`."""
     step_every: int = 4000
-    """Steps from one cut to the next, for the schedule `steps`."""
+    """Cut the learning rate every N steps, with the schedule `steps`."""
     warmup_steps: int = 0
-    """Steps over which the rate rises linearly from 0."""
+    """Steps over which the learning rate rises linearly from 0."""
     clip_norm: float = 10.0
-    """Longest gradient allowed, as a norm over all weights; 0 turns clipping off."""
+    """Maximum norm of the gradient over all weights; 0 turns clipping off."""
 
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate {self.learning_rate:g}: wanted above 0")
-        if self.warmup_steps < 0 or self.step_every < 1 or self.clip_norm < 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"wanted warmup_steps >= 0, step_every >= 1, clip_norm >= 0, weight_decay >= 0; found "
-                f"{self.warmup_steps}, {self.step_every}, {self.clip_norm:g}, {self.weight_decay:g}"
-            )
+            raise ValueError(f"learning_rate {self.learning_rate:g}: expected above 0")
+        for name, least in (("warmup_steps", 0), ("step_every", 1), ("clip_norm", 0), ("weight_decay", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name):g}: expected at least {least}")
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """A torch optimizer over those parameters that learn."""
-    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    """A torch optimizer of the trainable parameters."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adam":
-        return torch.optim.AdamW(learning, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(trainable, lr=rate, weight_decay=decay)
     if config.optimizer == "adadelta":
-        return torch.optim.Adadelta(learning, lr=rate, rho=0.95, eps=1e-6, weight_decay=decay)
-    return torch.optim.SGD(learning, lr=rate, momentum=0.9, weight_decay=decay)
+        return torch.optim.Adadelta(trainable, lr=rate, rho=0.95, eps=1e-6, weight_decay=decay)
+    return torch.optim.SGD(trainable, lr=rate, momentum=0.9, weight_decay=decay)
 
 
 def learning_rate(step: int, num_steps: int, config: OptimConfig) -> float:
-    """The rate of one step, from its number alone (0 is the first): a restart needs no state.
+    """The learning rate of a step; 0 is the first. It depends on nothing else, so that a restart needs no state.
 
     warmup_steps = 4: 1/4, 2/4, 3/4, 4/4 of the highest rate, then the schedule
     """

@@ -15,12 +15,10 @@ from torch import Tensor
 
 from cluster.checkpoints.run_folder import Model, load_best
 from cluster.tracking.models import download_best, download_model
-from grurcn.models.gru_rcn import ModelConfig, TrunkName
-from grurcn.models.trunks import mobilenet, vgg
-from grurcn.models.trunks.base import BadWeights
+from grurcn.models.config import ModelConfig
+from grurcn.models.trunks.base import BadWeights, trunk_spec
 from grurcn.models.weights import read_weights
 
-IMAGENET: dict[TrunkName, str] = {"vgg16": vgg.IMAGENET, "mobilenet_v2": mobilenet.IMAGENET}
 MLFLOW = ("runs:", "models:")  # how a model's name begins that MLflow knows
 PREFIX = "trunk."  # of a trunk's parameters in a model's
 
@@ -45,14 +43,19 @@ def absolute(source: str | None) -> str | None:
     return str(Path(source).expanduser().absolute())
 
 
-def read_pretrained(source: str, trunk: TrunkName, tracking_uri: str) -> dict[str, Tensor]:
+def read_pretrained(source: str, trunk: str, tracking_uri: str) -> dict[str, Tensor]:
     """The weights of a trunk by torchvision's names, on the CPU.
 
     Raises BadWeights if they cannot be had from `source` or are another trunk's, ValueError for a run without a whole
     checkpoint, NoTracking for an MLflow server that is away.
     """
     if source == "imagenet":
-        return read_weights(IMAGENET[trunk])
+        imagenet = trunk_spec(trunk).imagenet
+        if imagenet is None:
+            raise BadWeights(
+                f"imagenet: no ImageNet weights are registered for the trunk {trunk}; expected a file or a run"
+            )
+        return read_weights(imagenet)
     if is_run(source):
         return trunk_of(read_run(source, tracking_uri), source, trunk)
     return read_weights(source)
@@ -77,7 +80,7 @@ def read_run(source: str, tracking_uri: str) -> Model:
         return load_best(download_best(tracking_uri, match["run_id"], Path(folder)))
 
 
-def trunk_of(model: Model, source: str, trunk: TrunkName) -> dict[str, Tensor]:
+def trunk_of(model: Model, source: str, trunk: str) -> dict[str, Tensor]:
     """The trunk's weights out of a model's. Raises BadWeights if it has none, or those of another trunk."""
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in model.weights.items() if name.startswith(PREFIX)}
     if not weights:

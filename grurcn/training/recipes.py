@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from grurcn.models.gru_rcn import ModelConfig
-from grurcn.training.losses import Loss
+from grurcn.models.config import ModelConfig
+from grurcn.models.trunks.base import trunk_spec
+from grurcn.training.losses import loss_function
 from grurcn.training.optim import OptimConfig
 from shards.reading.clips import ClipConfig
 
@@ -52,12 +53,13 @@ class Recipe(Learning):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     clips: ClipConfig = field(default_factory=ClipConfig)
-    loss: Loss = "mean"
+    loss: str = "mean"
     """mean: negative log of the levels' mean probability; heads: mean of the levels' own losses."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.model.check_size(self.clips.num_frames, self.clips.size)
+        loss_function(self.loss)
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Recipe":
@@ -97,14 +99,14 @@ def changed(recipe: R, **changes: Any) -> R:
     return dataclasses.replace(recipe, **values)
 
 
-def over_mobilenet(recipe: Recipe) -> Recipe:
-    """The same over MobileNetV2's maps instead of VGG-16's: four levels and the pooled vector for five, the vector for fc7."""
-    if recipe.model.kind == "c3d":
+def over_trunk(recipe: Recipe, trunk: str) -> Recipe:
+    """The recipe with another trunk: its default levels for those of VGG-16, its last tap for fc7 alone."""
+    if recipe.model.kind == "c3d" or recipe.model.trunk == trunk:
         return recipe
-    if recipe.model.taps == ("fc7",):
-        return changed(recipe, model={"trunk": "mobilenet_v2", "taps": ("pooled",)})
-    taps, hidden = ("stride4", "stride8", "stride16", "stride32", "pooled"), (32, 64, 128, 256, 512)
-    return changed(recipe, model={"trunk": "mobilenet_v2", "taps": taps, "hidden": hidden})
+    spec = trunk_spec(trunk)
+    if recipe.model.taps == (trunk_spec(recipe.model.trunk).last_tap,):
+        return changed(recipe, model={"trunk": trunk, "taps": (spec.last_tap,)})
+    return changed(recipe, model={"trunk": trunk, "taps": tuple(spec.levels), "hidden": tuple(spec.levels.values())})
 
 
 # Table 1 of the paper: UCF-101 split 1. The models of frames are fine-tuned first; the others read the maps of what came out,

@@ -24,10 +24,12 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from grurcn.models.build import build_model
+from grurcn.models.config import ModelConfig
 from grurcn.models.gru import ConvGRU
-from grurcn.models.gru_rcn import GRURCN, ModelConfig, build_model, recomputed
+from grurcn.models.gru_rcn import GRURCN, recomputed
 from grurcn.models.pixels import to_clips
-from grurcn.training.losses import nll_loss
+from grurcn.training.losses import mean_loss
 
 Level = tuple[str, int, int, int, int]  # name, side of the map, channels in, state channels, kernel size
 PAPER: tuple[Level, ...] = (
@@ -312,7 +314,7 @@ def bench_step(job: Model, device: torch.device, dtype: torch.dtype) -> list[dic
 
     def grus() -> None:
         with cast:
-            held["loss"] = nll_loss(model.votes(held["maps"], draw), label)
+            held["loss"] = mean_loss(model.votes(held["maps"], draw), label)
 
     def backward() -> None:
         held.pop("loss").backward()

@@ -9,9 +9,9 @@ import torch
 from cluster.checkpoints.files import Snapshot
 from cluster.checkpoints.run_folder import RunFolder
 from cluster.checkpoints.writer import CheckpointWriter
+from grurcn.models.config import ModelConfig
 from grurcn.models.decoder import DecoderConfig
 from grurcn.models.encoder import PartConfig
-from grurcn.models.gru_rcn import ModelConfig
 from grurcn.training.caption_recipes import CaptionRecipe
 from grurcn.training.captioning import build_captioner
 from grurcn.training.encoders import build_encoder, described, weights_digest

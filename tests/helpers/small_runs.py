@@ -7,7 +7,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from grurcn.models.gru_rcn import ModelConfig
+from grurcn.models.config import ModelConfig
 from grurcn.training.optim import OptimConfig
 from grurcn.training.recipes import Recipe
 from jobs import evaluate, train

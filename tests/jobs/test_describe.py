@@ -27,7 +27,7 @@ def test_the_papers_table_is_printed(tmp_path, capsys):
         "56 x 56",
     ):
         assert figure in said
-    assert found["parameters"]["GRUs"] == 19_353_600
+    assert found["parameters"]["grus"] == 19_353_600
     assert found["parameters"]["trunk"] == 134_260_544  # VGG-16 without its last layer
     assert found["parameters"]["heads"] == 101 * (64 + 128 + 256 + 256 + 512 + 5)
     assert [level["tap"] for level in found["levels"]] == ["pool2", "pool3", "pool4", "pool5", "fc7"]
@@ -35,7 +35,7 @@ def test_the_papers_table_is_printed(tmp_path, capsys):
 
 def test_options_change_what_is_described(tmp_path):
     found = described(tmp_path, "gru-rcn-flow", "--model.bidirectional", "--clips.size", "112", "--classes", "7")
-    assert found["parameters"]["GRUs"] == 2 * 19_353_600
+    assert found["parameters"]["grus"] == 2 * 19_353_600
     assert found["levels"][0]["size"] == 28
     assert found["parameters"]["trunk"] == 134_260_544 + 9 * 17 * 64  # twenty channels in for three
     assert found["parameters"]["heads"] == 7 * (2 * (64 + 128 + 256 + 256 + 512) + 5)

@@ -11,8 +11,9 @@ from mlflow import MlflowClient
 from small_runs import TINY, run_evaluate, run_train
 
 from cluster.checkpoints.run_folder import load_best
-from grurcn.models.gru_rcn import build_model, log_mean_vote
+from grurcn.models.build import build_model
 from grurcn.models.pixels import to_clips
+from grurcn.models.votes import log_mean_vote
 from jobs import evaluate, make_shards
 from shards.index import Index
 from shards.reading.clips import evaluation_clips, evaluation_views

@@ -18,7 +18,9 @@ from cluster.checkpoints.run_folder import RunFolder
 from cluster.checkpoints.writer import CheckpointWriter
 from grurcn.inference.classifier import OtherTask, Recogniser
 from grurcn.inference.model_input import model_input
-from grurcn.models.gru_rcn import GRURCN, ModelConfig, build_model
+from grurcn.models.build import build_model
+from grurcn.models.config import ModelConfig
+from grurcn.models.gru_rcn import GRURCN
 from grurcn.training.recipes import Recipe
 from jobs import export
 from jobs.command import command_line

@@ -28,8 +28,9 @@ from grurcn.drawing.contact_sheet import Heading
 from grurcn.inference.captioner import packing_of
 from grurcn.inference.videos import find_videos
 from grurcn.models.beam_search import Captions, beam_search
+from grurcn.models.build import build_model
+from grurcn.models.config import ModelConfig
 from grurcn.models.decoder import END, PADDING
-from grurcn.models.gru_rcn import ModelConfig, build_model
 from grurcn.training.captioning import OtherTask, load_captioner
 from grurcn.training.pretrained import read_run
 from grurcn.training.recipes import Recipe

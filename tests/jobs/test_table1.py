@@ -15,7 +15,7 @@ from cluster.checkpoints.run_folder import OtherRun
 from cluster.tracking.server import tracking_uri
 from grurcn.models.trunks.base import BadWeights
 from grurcn.models.trunks.mobilenet import MobileNetV2
-from grurcn.training.recipes import RECIPES, over_mobilenet
+from grurcn.training.recipes import RECIPES, over_trunk
 from jobs import make_shards
 from jobs.table1 import Cell, Changes, Table1, cells_of, main, markdown, recipe_of, run_name, summary
 from shards.store import BadShards
@@ -126,12 +126,12 @@ def test_without_fine_tuning_all_rows_read_the_same_trunk(shards, weights, tmp_p
 
 
 def test_changes_leave_what_they_do_not_name_as_the_recipe_has_it(tmp_path):
-    recipe = over_mobilenet(RECIPES["gru-rcn-stacked"]())
+    recipe = over_trunk(RECIPES["gru-rcn-stacked"](), "mobilenet_v2")
     assert Changes()(recipe, fine_tuning=False) == recipe
     changed = Changes(size=96, dropout=0.5, hidden=(1, 2, 3, 4, 5))(recipe, fine_tuning=False)
     assert (changed.clips.size, changed.model.dropout, changed.model.hidden) == (96, 0.5, (1, 2, 3, 4, 5))
     assert (changed.model.stacked, changed.optim, changed.global_batch) == (True, recipe.optim, recipe.global_batch)
-    rnn = over_mobilenet(RECIPES["vgg16-rnn"]())
+    rnn = over_trunk(RECIPES["vgg16-rnn"](), "mobilenet_v2")
     whole = Changes(crop_scales=(1.0, 0.875), test_scale=1.0)(recipe, fine_tuning=False).clips
     assert (whole.crop_scales, whole.test_scale) == ((1.0, 0.875), 1.0)
     assert replace(whole, crop_scales=recipe.clips.crop_scales, test_scale=recipe.clips.test_scale) == recipe.clips

@@ -33,8 +33,9 @@ from videos import DATA, TINY, listing_of, needs_data, numbered_planes, pack, wr
 
 from cluster.checkpoints.run_folder import Model, load_best
 from grurcn.inference.model_input import model_input
-from grurcn.models.gru_rcn import build_model, log_mean_vote
+from grurcn.models.build import build_model
 from grurcn.models.pixels import FLOW_SCALE, flow_to_clips, to_clips
+from grurcn.models.votes import log_mean_vote
 from jobs import evaluate, make_shards, train
 from shards import video
 from shards.flow import NoOpenCV, flow_between, flow_planes, to_bytes, to_pixels

@@ -1,14 +1,18 @@
-"""What every trunk promises: frames -> {tap: map}, with each map's channels and stride known before it runs.
+"""What a trunk is: a network of single frames, read at several depths, whose maps are known before it runs.
 
-vgg.py and mobilenet.py keep the promise, one file a trunk. Parameters have torchvision's names, so that its published files of
-ImageNet weights load as they are; only the layers up to the deepest tap are built.
+Each trunk has a file (vgg.py, mobilenet.py) and a line in `__init__.py`, which registers it by name. A trunk's parameters have
+torchvision's names, so its published ImageNet weights load as they are. Only the layers up to the deepest tap are built.
 """
 
+import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
+
+MODULES = "GRURCN_TRUNKS"  # environment variable: modules, separated by commas, that register trunks
 
 
 class BadWeights(ValueError):
@@ -17,11 +21,11 @@ class BadWeights(ValueError):
 
 @dataclass(frozen=True)
 class Tap:
-    """What is known of a map before the trunk runs."""
+    """A layer of a trunk whose map can be read."""
 
     channels: int
-    stride: int | None  # input pixels a cell; None where the whole frame is one cell
-    rounds_up: bool = False  # a frame whose size is no multiple of the stride: its rest gets a cell too
+    stride: int | None  # input pixels per cell; None if the whole frame is one cell
+    rounds_up: bool = False  # if the frame's size is no multiple of the stride, the rest gets a cell too
 
     def size(self, frame_size: int) -> int:
         """Height and width of the map of a frame of frame_size x frame_size pixels."""
@@ -33,70 +37,120 @@ class Tap:
 Drop = Callable[[Tensor], Tensor]
 
 
-class Trunk(Protocol):
-    """A network of one frame at a time, read at several depths."""
+class Trunk(nn.Module):
+    """Base class of trunks: frames -> {tap: map}."""
 
     name: ClassVar[str]  # torchvision's
-    first: ClassVar[str]  # the weight of the first convolution, the one that sees the frames' channels
-    taps: dict[str, Tap]  # in the order in which maps are given back
+    first_weight: ClassVar[str]  # name of the kernels of the first convolution, which sees the frames' channels
+    taps: dict[str, Tap]  # in the order in which maps are returned
 
-    def __call__(self, frames: Tensor, drop: Drop | None = None) -> dict[str, Tensor]:
-        """frames (N, I, S, S) -> {tap: (N, X, S / stride, S / stride)}, in the order of the taps."""
-        ...
+    def forward(self, frames: Tensor, drop: Drop | None = None) -> dict[str, Tensor]:
+        """frames (N, I, S, S), normalised -> {tap: (N, X, S / stride, S / stride)}, in the order of the taps.
 
-    def state_dict(self) -> dict[str, Any]: ...
+        drop (N, X) -> (N, X) is the dropout between two fully connected layers, if the trunk has such layers.
+        """
+        raise NotImplementedError
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+# Trunks by name
 
 
-def chosen(taps: Sequence[str], known: Mapping[str, Tap], trunk: str) -> dict[str, Tap]:
-    """Those taps of the known ones. Raises ValueError for one that the trunk lacks, for one named twice, for none."""
+@dataclass(frozen=True, kw_only=True)
+class TrunkSpec:
+    """A trunk as the registry knows it."""
+
+    title: str  # for tables
+    build: Callable[[Sequence[str], float, int], Trunk]  # (taps, width, channels of a frame) -> a new trunk
+    taps: Callable[[float], dict[str, Tap]]  # width -> all taps, the deepest last
+    levels: Mapping[str, int]  # the taps that GRU-RCN reads by default, with the state channels of their GRUs
+    imagenet: str | None = None  # URL#sha256=HEX of published ImageNet weights
+
+    @property
+    def last_tap(self) -> str:
+        """The deepest of the default taps: of the built-in trunks, the vector of the whole frame."""
+        return list(self.levels)[-1]
+
+
+TRUNKS: dict[str, TrunkSpec] = {}
+
+
+def register_trunk(name: str, spec: TrunkSpec) -> None:
+    """Makes a trunk available to recipes under a name: `--model.trunk NAME`.
+
+    Workers on Ray are processes of their own. Put the call into a module, and name the module in GRURCN_TRUNKS.
+    """
+    TRUNKS[name] = spec
+
+
+def trunk_spec(name: str) -> TrunkSpec:
+    """The registered trunk. Raises ValueError for a name that is not registered."""
+    if name not in TRUNKS:
+        for module in filter(None, os.environ.get(MODULES, "").split(",")):
+            try:
+                importlib.import_module(module.strip())
+            except ImportError as error:
+                raise ValueError(f"{MODULES}: {module.strip()} cannot be imported ({error})") from None
+    if name not in TRUNKS:
+        raise ValueError(
+            f"trunk {name}: not registered; expected one of {', '.join(sorted(TRUNKS))}, or a trunk of your own that a module "
+            f"named in {MODULES} registers (grurcn.models.trunks.register_trunk)"
+        )
+    return TRUNKS[name]
+
+
+def select_taps(taps: Sequence[str], known: Mapping[str, Tap], trunk: str) -> dict[str, Tap]:
+    """The named taps, in their order. Raises ValueError for an unknown tap, one that is named twice, or none."""
     unknown = [tap for tap in taps if tap not in known]
     if unknown or not taps:
         raise ValueError(f"taps {', '.join(unknown) or '(none)'}: {trunk} has {', '.join(known)}")
     if len(set(taps)) < len(taps):
-        raise ValueError(f"taps {', '.join(taps)}: wanted each once")
+        raise ValueError(f"taps {', '.join(taps)}: expected each once")
     return {tap: known[tap] for tap in taps}
 
 
-def scaled(channels: int, width: float) -> int:
+def scale_channels(channels: int, width: float) -> int:
     """The channels of a layer in a trunk whose layers are `width` times as wide."""
     return max(1, round(channels * width))
 
 
+# Weights
+
+
 def load_weights(trunk: Trunk, weights: Mapping[str, Tensor], source: str) -> None:
-    """Loads weights by torchvision's names; those of layers behind the deepest tap are left out.
+    """Loads weights by torchvision's names, and ignores those of layers behind the deepest tap.
 
     Weights that were trained on colour also start a trunk whose frames have other channels: for_channels. Raises BadWeights,
-    naming `source`, if a parameter is missing or has another shape; the trunk is left as it was.
+    naming `source`, if a parameter is missing or has another shape. The trunk is then unchanged.
     """
-    wanted: dict[str, Tensor] = trunk.state_dict()
-    # How many batches the statistics of a batch norm were taken from: nothing reads it, and old files lack it.
-    found = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")} | dict(weights)
-    missing = [name for name in wanted if name not in found]
+    expected: dict[str, Tensor] = trunk.state_dict()
+    # The number of batches behind a batch norm's statistics: nothing reads it, and old files lack it.
+    found = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")} | dict(weights)
+    missing = [name for name in expected if name not in found]
     if missing:
         raise BadWeights(
-            f"{source}: no {missing[0]} ({len(missing)} of the trunk's {len(wanted)} parameters are missing; found "
-            f"{', '.join(list(weights)[:3])}, ...); wanted torchvision's {trunk.name} weights, or those of a {trunk.name} "
+            f"{source}: no {missing[0]} ({len(missing)} of the trunk's {len(expected)} parameters are missing; found "
+            f"{', '.join(list(weights)[:3])}, ...); expected torchvision's {trunk.name} weights, or those of a {trunk.name} "
             "that was built as deep"
         )
-    if trunk.first in found:
-        found[trunk.first] = for_channels(found[trunk.first], wanted[trunk.first].shape[1])
-    for name, parameter in wanted.items():
+    if trunk.first_weight in found:
+        found[trunk.first_weight] = for_channels(found[trunk.first_weight], expected[trunk.first_weight].shape[1])
+    for name, parameter in expected.items():
         if found[name].shape != parameter.shape:
             raise BadWeights(
-                f"{source}: {name} is {tuple(found[name].shape)}, the trunk wants {tuple(parameter.shape)}; "
-                "weights fit only a trunk of the same width (--model.width 1 for torchvision's) that sees as many channels"
+                f"{source}: {name} is {tuple(found[name].shape)}, expected {tuple(parameter.shape)}; weights fit only a trunk "
+                "of the same width (--model.width 1 for torchvision's) with as many input channels"
             )
-    trunk.load_state_dict({name: found[name] for name in wanted})
+    trunk.load_state_dict({name: found[name] for name in expected})
 
 
 def for_channels(kernels: Tensor, in_channels: int) -> Tensor:
-    """The first convolution's kernels (C, 3, k, k) -> (C, I, k, k): their mean over colour, for each of I channels of optical
-    flow (Wang et al. 2015, "Towards good practices for very deep two-stream ConvNets"). Kernels of anything but colour stay.
+    """Adapts the first convolution's kernels (C, 3, k, k) to frames of I channels -> (C, I, k, k).
 
-    As in the models that they released, it is not scaled by 3 / I. The sum over I channels of one and the same picture is
-    then I / 3 times that of the picture in grey; but fields of flow are zero where nothing moves, and have either sign.
+    Each of the I channels of optical flow gets the mean over colour (Wang et al. 2015, "Towards good practices for very deep
+    two-stream ConvNets"). Kernels of anything but colour are returned unchanged.
+
+    As in the models that they released, the mean is not scaled by 3 / I. The sum over I equal channels is then I / 3 times
+    that of a grey picture. But flow is zero where nothing moves, and has either sign.
     """
     if kernels.dim() != 4 or kernels.shape[1] != 3 or in_channels == 3:
         return kernels

@@ -1,7 +1,6 @@
-"""VGG-16 (Simonyan and Zisserman 2015) as one list of layers: frames -> {tap: map}.
+"""VGG-16 (Simonyan and Zisserman 2015), the paper's trunk: frames -> {tap: map}.
 
-Parameters have torchvision's names (features.0.weight ... classifier.3.bias), so its published file of ImageNet weights
-loads as it is. Only the layers up to the deepest tap are built.
+Parameters have torchvision's names: features.0.weight ... classifier.3.bias.
 
 N frames, I their channels, S their height and width, X a map's channels.
 """
@@ -12,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from grurcn.models.trunks.base import Drop, Tap, chosen, scaled
+from grurcn.models.trunks.base import Drop, Tap, Trunk, TrunkSpec, scale_channels, select_taps
 
 IMAGENET = (
     "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -20,42 +19,23 @@ IMAGENET = (
 )
 
 # Channels of the 3x3 convolutions; "pool" is 2x2 max pooling. The n-th pool is the tap pool<n>.
-LAYERS = (
-    64,
-    64,
-    "pool",
-    128,
-    128,
-    "pool",
-    256,
-    256,
-    256,
-    "pool",
-    512,
-    512,
-    512,
-    "pool",
-    512,
-    512,
-    512,
-    "pool",
-)
+LAYERS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 POOL_CHANNELS = (64, 128, 256, 512, 512)
 FC_CHANNELS = 4096
 FC_GRID = 7  # fc6 sees 7 x 7 cells
 
 
-class VGG16(nn.Module):
+class VGG16(Trunk):
     """frames -> {tap: map}; fc6 and fc7 are maps of 1 x 1."""
 
     name: ClassVar[str] = "vgg16"
-    first: ClassVar[str] = "features.0.weight"
+    first_weight: ClassVar[str] = "features.0.weight"
 
     def __init__(self, taps: Sequence[str], width: float = 1.0, in_channels: int = 3):
         """width multiplies the channels of every layer. Raises ValueError for taps that VGG-16 does not have."""
         super().__init__()
         known = known_taps(width)
-        self.taps = chosen(taps, known, "VGG-16")
+        self.taps = select_taps(taps, known, "VGG-16")
         depth = max(list(known).index(tap) for tap in taps) + 1  # 1 to 5 pools, then fc6 and fc7
         self.features = features(depth, width, in_channels)
         self.classifier = classifier(depth - len(POOL_CHANNELS), width)
@@ -67,7 +47,7 @@ class VGG16(nn.Module):
     def forward(self, frames: Tensor, drop: Drop | None = None) -> dict[str, Tensor]:
         """frames (N, I, S, S), normalised -> {tap: (N, X, S / stride, S / stride)}, in the order of the taps.
 
-        drop (N, X) -> (N, X) stands where VGG-16 has its dropout, between fc6 and fc7.
+        drop (N, X) -> (N, X) replaces VGG-16's dropout between fc6 and fc7.
         """
         maps: dict[str, Tensor] = {}
         x, pools = frames.contiguous(memory_format=torch.channels_last), 0
@@ -88,10 +68,10 @@ class VGG16(nn.Module):
 def known_taps(width: float) -> dict[str, Tap]:
     """Every tap of a VGG-16 that is `width` times as wide, the deepest last."""
     pools = {
-        f"pool{number}": Tap(scaled(channels, width), stride=2**number)
+        f"pool{number}": Tap(scale_channels(channels, width), stride=2**number)
         for number, channels in enumerate(POOL_CHANNELS, start=1)
     }
-    fc = Tap(scaled(FC_CHANNELS, width), stride=None)
+    fc = Tap(scale_channels(FC_CHANNELS, width), stride=None)
     return {**pools, "fc6": fc, "fc7": fc}
 
 
@@ -107,17 +87,26 @@ def features(num_pools: int, width: float, in_channels: int) -> nn.Sequential:
             pools += 1
         else:
             assert isinstance(layer, int)
-            layers += [nn.Conv2d(channels, scaled(layer, width), 3, padding=1), nn.ReLU(inplace=True)]
-            channels = scaled(layer, width)
+            layers += [nn.Conv2d(channels, scale_channels(layer, width), 3, padding=1), nn.ReLU(inplace=True)]
+            channels = scale_channels(layer, width)
     return nn.Sequential(*layers)
 
 
 def classifier(num_layers: int, width: float) -> nn.Sequential:
-    """fc6 and fc7, or the first of them, or none; the last layer, ImageNet's 1,000 classes, is never built."""
-    fc = scaled(FC_CHANNELS, width)
+    """fc6 and fc7, or fc6, or nothing. The last layer, ImageNet's 1,000 classes, is never built."""
+    fc = scale_channels(FC_CHANNELS, width)
     layers: list[nn.Module] = []
     if num_layers >= 1:
-        layers += [nn.Linear(scaled(512, width) * FC_GRID**2, fc), nn.ReLU()]
+        layers += [nn.Linear(scale_channels(512, width) * FC_GRID**2, fc), nn.ReLU()]
     if num_layers >= 2:
-        layers += [nn.Identity(), nn.Linear(fc, fc), nn.ReLU()]  # Identity: torchvision's number of the dropout
+        layers += [nn.Identity(), nn.Linear(fc, fc), nn.ReLU()]  # Identity: takes the dropout's number in torchvision
     return nn.Sequential(*layers)
+
+
+SPEC = TrunkSpec(
+    title="VGG-16",
+    build=VGG16,
+    taps=known_taps,
+    levels={"pool2": 64, "pool3": 128, "pool4": 256, "pool5": 256, "fc7": 512},
+    imagenet=IMAGENET,
+)

@@ -18,7 +18,9 @@ from grurcn.drawing.overlay import overlay, sliding_clips
 from grurcn.drawing.overlay_frame import COLOURS, OTHERS, Drawing, Layout, Told, legend_of, runs, shade, ticks
 from grurcn.inference.classifier import Recogniser
 from grurcn.inference.model_input import model_input
-from grurcn.models.gru_rcn import GRURCN, ModelConfig, build_model
+from grurcn.models.build import build_model
+from grurcn.models.config import ModelConfig
+from grurcn.models.gru_rcn import GRURCN
 from grurcn.training.recipes import Recipe
 from shards.reading.clips import ClipConfig
 from shards.video import BadVideo, Packing, Stored, flow_encoder, video_encoder

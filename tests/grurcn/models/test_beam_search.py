@@ -240,5 +240,5 @@ def test_nothing_is_kept_for_a_gradient():
 
 @pytest.mark.parametrize(("beam", "max_words"), [(0, 30), (-1, 30), (5, 0)])
 def test_a_beam_or_a_length_below_one_is_refused(beam, max_words):
-    with pytest.raises(ValueError, match=f"^beam {beam}, max_words {max_words}: wanted at least 1 of each$"):
+    with pytest.raises(ValueError, match=f"^beam {beam}, max_words {max_words}: expected at least 1 of each$"):
         beam_search(decoder_of(0, 5), *videos(), beam=beam, max_words=max_words)

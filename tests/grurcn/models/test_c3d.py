@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from grurcn.models.c3d import C3D, NUM_FRAMES, SIZE
+from grurcn.models.c3d import C3D
+from grurcn.models.config import C3D_FRAMES, C3D_SIZE
 from grurcn.models.dropout import dropout
 from grurcn.models.trunks.base import BadWeights
-from grurcn.training.losses import nll_loss
+from grurcn.training.losses import mean_loss
 
 # The shapes of the Sports-1M weights converted for PyTorch, without fc8 (487 sports).
 CONVERTED = {
@@ -39,7 +40,7 @@ def narrow(seed=0, **options):
 
 def clips(num=2, channels=3):
     generator = torch.Generator().manual_seed(num)
-    return torch.randn(num, NUM_FRAMES, channels, SIZE, SIZE, generator=generator)
+    return torch.randn(num, C3D_FRAMES, channels, C3D_SIZE, C3D_SIZE, generator=generator)
 
 
 def by_plain_convolutions(x, p, drop=lambda x, level: x):
@@ -120,7 +121,7 @@ def test_the_order_of_frames_matters():
 
 def test_every_parameter_learns():
     model = narrow()
-    nll_loss(model(clips(), DRAW), torch.tensor([0, 3])).backward()
+    mean_loss(model(clips(), DRAW), torch.tensor([0, 3])).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
@@ -234,7 +235,8 @@ def test_a_missing_parameter_is_named_and_the_network_left_as_it_was():
 def test_weights_of_another_network_are_refused_with_what_was_found():
     weights = {"features.0.weight": torch.zeros(64, 3, 3, 3), "features.0.bias": torch.zeros(64)}
     with pytest.raises(
-        BadWeights, match=r"vgg16\.pth: no conv1\.weight \(20 of .*features\.0\.weight.*wanted Sports-1M weights of C3D"
+        BadWeights,
+        match=r"vgg16\.pth: no conv1\.weight \(20 of .*features\.0\.weight.*expected Sports-1M weights of C3D",
     ):
         narrow().load(weights, "vgg16.pth")
 
@@ -242,8 +244,8 @@ def test_weights_of_another_network_are_refused_with_what_was_found():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"width": 1 / 16}, r"conv1\.weight is \(4, 3, 3, 3, 3\), C3D wants \(2, 3, 3, 3, 3\).*--model\.width 1"),
-        ({"width": NARROW, "in_channels": 2}, r"conv1\.weight is \(2, 2, 3, 3, 3\), C3D wants .*input channels"),
+        ({"width": 1 / 16}, r"conv1\.weight is \(4, 3, 3, 3, 3\), expected \(2, 3, 3, 3, 3\).*--model\.width 1"),
+        ({"width": NARROW, "in_channels": 2}, r"conv1\.weight is \(2, 2, 3, 3, 3\), expected .*input channels"),
     ],
 )
 def test_weights_of_another_width_or_input_are_refused_with_both_shapes(other, message):

@@ -458,17 +458,17 @@ def test_workers_with_longer_and_shorter_captions_train_at_zero_3_as_one_does(tm
 @pytest.mark.parametrize("name", ["hidden", "embedding", "attention"])
 @pytest.mark.parametrize("size", [0, -3])
 def test_a_size_below_one_is_refused(name, size):
-    with pytest.raises(ValueError, match=f"^{name} {size}: wanted at least 1$"):
+    with pytest.raises(ValueError, match=f"^{name} {size}: expected at least 1$"):
         DecoderConfig(**{name: size})
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
 def test_a_dropout_that_is_no_share_is_refused(share):
-    with pytest.raises(ValueError, match=rf"^dropout {share:g}: wanted at least 0 and below 1"):
+    with pytest.raises(ValueError, match=rf"^dropout {share:g}: expected at least 0 and below 1"):
         DecoderConfig(dropout=share)
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan])
 def test_a_negative_weight_of_the_regulariser_is_refused(weight):
-    with pytest.raises(ValueError, match=rf"^attention_weight {weight:g}: wanted at least 0$"):
+    with pytest.raises(ValueError, match=rf"^attention_weight {weight:g}: expected at least 0$"):
         DecoderConfig(attention_weight=weight)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from grurcn.models.config import ModelConfig
 from grurcn.models.encoder import CLIPS_AT_ONCE, Encoder, PartConfig, centre_box
-from grurcn.models.gru_rcn import ModelConfig
 from grurcn.models.pixels import to_clips
 from shards.reading.clips import ClipConfig, evaluation_views
 

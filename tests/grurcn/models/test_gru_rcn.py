@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from grurcn.models.build import build_model
+from grurcn.models.config import ModelConfig
 from grurcn.models.dropout import dropout
-from grurcn.models.gru_rcn import GRURCN, ModelConfig, build_model, log_mean_vote
+from grurcn.models.gru_rcn import GRURCN
 from grurcn.models.trunks.base import BadWeights
 from grurcn.models.trunks.vgg import VGG16
+from grurcn.models.votes import log_mean_vote
 
 CLASSES = 5
 TINY = ModelConfig(taps=("pool1", "pool3", "fc7"), hidden=(3, 4, 6), width=1 / 32)
@@ -369,16 +372,16 @@ def test_weights_that_do_not_fit_are_refused_by_the_name_of_their_file():
 # Bad settings
 
 
-def test_one_hidden_size_per_tap_is_wanted():
-    with pytest.raises(ValueError, match="one hidden size per tap wanted: taps pool2, pool3; hidden 4, 5, 6"):
+def test_one_hidden_size_per_tap_is_expected():
+    with pytest.raises(ValueError, match="taps pool2, pool3; hidden 4, 5, 6: expected one hidden size per tap"):
         ModelConfig(taps=("pool2", "pool3"), hidden=(4, 5, 6))
     ModelConfig(kind="frames", taps=("pool2", "pool3"))  # has no states
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.0, 1.5])
-def test_a_dropout_that_is_no_share_is_refused(share):
-    with pytest.raises(ValueError, match=rf"dropout {share:g}: wanted at least 0 and below 1"):
-        ModelConfig(dropout=share)
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 1.5])
+def test_a_dropout_that_is_no_fraction_is_refused(fraction):
+    with pytest.raises(ValueError, match=rf"dropout {fraction:g}: expected at least 0 and below 1"):
+        ModelConfig(dropout=fraction)
 
 
 def test_taps_that_vgg_does_not_have_are_refused():
@@ -393,7 +396,7 @@ def test_taps_of_another_trunk_are_refused():
 
 @pytest.mark.parametrize("kernel_size", [0, 2, -1])
 def test_a_kernel_without_a_centre_is_refused(kernel_size):
-    with pytest.raises(ValueError, match=f"kernel_size {kernel_size}: wanted an odd number"):
+    with pytest.raises(ValueError, match=f"kernel_size {kernel_size}: expected an odd number"):
         ModelConfig(kernel_size=kernel_size)
 
 

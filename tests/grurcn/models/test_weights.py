@@ -44,12 +44,12 @@ def test_a_path_may_start_at_home(good, monkeypatch):
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path):
-    with pytest.raises(BadWeights, match=r"nowhere\.pth: weights wanted there, no such file found"):
+    with pytest.raises(BadWeights, match=r"nowhere\.pth: no such file"):
         read_weights(str(tmp_path / "nowhere.pth"))
 
 
 def test_a_folder_is_no_file_of_weights(tmp_path):
-    with pytest.raises(BadWeights, match="weights wanted there, no such file found"):
+    with pytest.raises(BadWeights, match="no such file"):
         read_weights(str(tmp_path))
 
 
@@ -93,7 +93,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, save):
 def test_a_file_of_something_else_than_named_tensors_is_refused(tmp_path, content, kind):
     path = tmp_path / "other.pth"
     torch.save(content, path)
-    with pytest.raises(BadWeights, match=rf"other\.pth: holds a {kind}; wanted a dictionary of named tensors"):
+    with pytest.raises(BadWeights, match=rf"other\.pth: holds a {kind}; expected a dictionary of named tensors"):
         read_weights(str(path))
 
 
@@ -173,9 +173,9 @@ def test_a_new_file_at_the_same_url_is_downloaded(server, good):
 
 
 def test_another_hash_is_refused_with_both_and_the_file_not_kept(server):
-    wanted, found = sha256(b"something else"), sha256(server.content)
-    with pytest.raises(BadWeights, match=rf"/vgg16\.pth: SHA-256 {found}, wanted {wanted}; the file was not kept"):
-        read_weights(f"{server.url}/vgg16.pth#sha256={wanted}")
+    expected, found = sha256(b"something else"), sha256(server.content)
+    with pytest.raises(BadWeights, match=rf"/vgg16\.pth: SHA-256 {found}, expected {expected}; the file was not kept"):
+        read_weights(f"{server.url}/vgg16.pth#sha256={expected}")
     assert cached() == []
 
 
@@ -191,22 +191,22 @@ def test_the_first_digits_of_the_sha256_are_enough(server, digits):
 @pytest.mark.parametrize("digits", [8, 9, 40])
 def test_first_digits_of_another_hash_are_refused(server, digits):
     found = sha256(server.content)
-    wanted = found[: digits - 1] + "0123456789abcdef"[int(found[digits - 1], 16) - 1]  # all but the last are right
-    with pytest.raises(BadWeights, match=rf"/vgg16\.pth: SHA-256 {found}, wanted {wanted}; the file was not kept"):
-        read_weights(f"{server.url}/vgg16.pth#sha256={wanted}")
+    expected = found[: digits - 1] + "0123456789abcdef"[int(found[digits - 1], 16) - 1]  # all but the last are right
+    with pytest.raises(BadWeights, match=rf"/vgg16\.pth: SHA-256 {found}, expected {expected}; the file was not kept"):
+        read_weights(f"{server.url}/vgg16.pth#sha256={expected}")
     assert cached() == []
 
 
-def test_a_file_in_the_cache_that_is_not_the_wanted_one_is_refused(server):
+def test_a_file_in_the_cache_that_is_not_the_expected_one_is_refused(server):
     digest = sha256(server.content)
     source = f"{server.url}/vgg16.pth#sha256={digest}"
     read_weights(source)
     other = digest[:-1] + "0123456789abcdef"[int(digest[-1], 16) - 1]
-    with pytest.raises(BadWeights, match=rf"-vgg16\.pth: SHA-256 {digest}, wanted {other}; delete it"):
+    with pytest.raises(BadWeights, match=rf"-vgg16\.pth: SHA-256 {digest}, expected {other}; delete it"):
         read_weights(f"{server.url}/vgg16.pth#sha256={other}")
     [path] = weights.CACHE.iterdir()
     path.write_bytes(b"damaged")
-    with pytest.raises(BadWeights, match=rf"-vgg16\.pth: SHA-256 .*, wanted {digest}; delete it"):
+    with pytest.raises(BadWeights, match=rf"-vgg16\.pth: SHA-256 .*, expected {digest}; delete it"):
         read_weights(source)
     path.unlink()
     assert_are_the_tensors(read_weights(source))
@@ -223,7 +223,7 @@ def test_a_file_that_was_put_into_the_cache_by_hand_is_taken(server, good):
 
 
 def test_a_download_that_ends_early_is_refused_and_not_kept(server):
-    with pytest.raises(BadWeights, match=r"/cut: SHA-256 .*wanted"):
+    with pytest.raises(BadWeights, match=r"/cut: SHA-256 .*expected"):
         read_weights(f"{server.url}/cut#sha256={sha256(server.content)}")
     assert cached() == []
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.multiprocessing.spawn import start_processes
 
-from grurcn.training.losses import Tally, WordTally, nll_loss
+from grurcn.training.losses import Tally, WordTally, heads_loss, loss_function, mean_loss
 
 CPU = torch.device("cpu")
 
@@ -20,17 +20,22 @@ LABEL = torch.tensor([0, 1])
 
 def test_the_mean_loss_is_of_the_averaged_probability():
     expected = -(math.log(0.7) + math.log(0.4)) / 2
-    assert nll_loss(LEVELS, LABEL).item() == pytest.approx(expected)
-    assert nll_loss(LEVELS, LABEL, "mean").item() == pytest.approx(expected)
+    assert mean_loss(LEVELS, LABEL).item() == pytest.approx(expected)
 
 
 def test_the_heads_loss_is_the_mean_of_each_heads_own():
     expected = -(math.log(0.9) + math.log(0.5) + math.log(0.2) + math.log(0.6)) / 4
-    assert nll_loss(LEVELS, LABEL, "heads").item() == pytest.approx(expected)
+    assert heads_loss(LEVELS, LABEL).item() == pytest.approx(expected)
+
+
+def test_a_loss_that_is_not_known_is_refused_with_those_that_are():
+    assert loss_function("heads") is heads_loss
+    with pytest.raises(ValueError, match="loss hinge: expected one of mean, heads"):
+        loss_function("hinge")
 
 
 def test_with_one_level_both_losses_are_the_same():
-    torch.testing.assert_close(nll_loss(LEVELS[:, :1], LABEL, "heads"), nll_loss(LEVELS[:, :1], LABEL))
+    torch.testing.assert_close(heads_loss(LEVELS[:, :1], LABEL), mean_loss(LEVELS[:, :1], LABEL))
 
 
 def log_probs(*rows):
@@ -137,7 +142,7 @@ def test_a_mean_of_no_clips_is_refused(weight):
     tally = Tally(CPU)
     if weight is not None:
         tally.add(LEVELS[:, 0], LABEL, weight)
-    with pytest.raises(ValueError, match="nothing was tallied"):
+    with pytest.raises(ValueError, match="no clips were added"):
         tally.read()
 
 
@@ -185,7 +190,7 @@ def test_words_are_tallied_by_captions_and_by_words():
 
 
 def test_words_of_no_captions_have_no_mean_and_scores_that_are_no_numbers_are_not_right():
-    with pytest.raises(ValueError, match="nothing was tallied"):
+    with pytest.raises(ValueError, match="no captions were added"):
         WordTally(CPU).read()
     tally = WordTally(CPU)
     tally.add(torch.full((1, 1, 3), math.nan), torch.tensor([[0]]))

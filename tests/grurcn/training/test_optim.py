@@ -47,12 +47,12 @@ def test_a_run_shorter_than_its_warm_up_only_warms_up(schedule):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learning_rate": 0.0}, "learning_rate 0: wanted above 0"),
-        ({"learning_rate": -0.5}, "learning_rate -0.5: wanted above 0"),
-        ({"warmup_steps": -1}, r"warmup_steps >= 0.*found -1, 4000, 10, 0"),
-        ({"step_every": 0}, r"step_every >= 1.*found 0, 0, 10, 0"),
-        ({"clip_norm": -2.0}, r"clip_norm >= 0.*found 0, 4000, -2, 0"),
-        ({"weight_decay": -3.0}, r"weight_decay >= 0.*found 0, 4000, 10, -3"),
+        ({"learning_rate": 0.0}, "learning_rate 0: expected above 0"),
+        ({"learning_rate": -0.5}, "learning_rate -0.5: expected above 0"),
+        ({"warmup_steps": -1}, "warmup_steps -1: expected at least 0"),
+        ({"step_every": 0}, "step_every 0: expected at least 1"),
+        ({"clip_norm": -2.0}, "clip_norm -2: expected at least 0"),
+        ({"weight_decay": -3.0}, "weight_decay -3: expected at least 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_with_their_value(settings, message):

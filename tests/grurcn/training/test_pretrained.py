@@ -2,6 +2,7 @@
 
 import hashlib
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.models import download_best
 from cluster.tracking.server import NoTracking, open_run, tracking_uri
 from grurcn.models import weights as weight_files
-from grurcn.models.gru_rcn import ModelConfig, build_model
-from grurcn.models.trunks.base import BadWeights, load_weights
+from grurcn.models.build import build_model
+from grurcn.models.config import ModelConfig
+from grurcn.models.trunks import mobilenet
+from grurcn.models.trunks.base import TRUNKS, BadWeights, load_weights
 from grurcn.models.trunks.mobilenet import MobileNetV2
 from grurcn.models.trunks.vgg import VGG16
 from grurcn.training import pretrained
@@ -95,10 +98,10 @@ def test_imagenets_weights_are_read_from_the_cache_where_there_is_no_network(mon
     path = Path(str(error.value).split("put it at ")[1])
 
     torch.save({"features.0.0.weight": torch.ones(2)}, path)
-    with pytest.raises(BadWeights, match=r"SHA-256 .*, wanted b0353104"):
+    with pytest.raises(BadWeights, match=r"SHA-256 .*, (wanted|expected) b0353104"):
         read_pretrained("imagenet", "mobilenet_v2", AWAY)
-    url = pretrained.IMAGENET["mobilenet_v2"].split("#")[0]
-    monkeypatch.setitem(pretrained.IMAGENET, "mobilenet_v2", f"{url}#sha256={sha256(path)}")
+    url = mobilenet.IMAGENET.split("#")[0]
+    monkeypatch.setitem(TRUNKS, "mobilenet_v2", replace(mobilenet.SPEC, imagenet=f"{url}#sha256={sha256(path)}"))
     path.rename(tmp_path / f"{sha256(path)[:16]}-mobilenet_v2-b0353104.pth")
     assert torch.equal(read_pretrained("imagenet", "mobilenet_v2", AWAY)["features.0.0.weight"], torch.ones(2))
 
@@ -109,7 +112,7 @@ def test_a_file_is_read_by_its_path(tmp_path):
 
 
 def test_a_path_where_there_is_nothing_is_refused_by_name(tmp_path):
-    with pytest.raises(BadWeights, match=r"nowhere: weights wanted there, no such file found"):
+    with pytest.raises(BadWeights, match=r"nowhere: no such file"):
         read_pretrained(str(tmp_path / "nowhere"), "vgg16", AWAY)
 
 

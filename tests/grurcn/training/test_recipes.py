@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from grurcn.models.gru_rcn import ModelConfig
-from grurcn.training.recipes import RECIPES, Recipe, flat, over_mobilenet
+from grurcn.models.config import ModelConfig
+from grurcn.training.recipes import RECIPES, Recipe, flat, over_trunk
 from shards.reading.clips import ClipConfig
 
 
@@ -35,15 +35,15 @@ def test_any_changed_value_changes_the_digest():
 
 
 def test_frames_too_small_for_a_tap_are_refused():
-    with pytest.raises(ValueError, match=r"size 24: too small for the tap pool5, of which a cell takes 32 pixels"):
+    with pytest.raises(ValueError, match=r"size 24: too small for the tap pool5, whose cells are 32 pixels wide"):
         Recipe(clips=ClipConfig(size=24))
     Recipe(clips=ClipConfig(size=24), model=ModelConfig(taps=("pool4",), hidden=(8,)))
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_of_vgg_has_its_like_over_mobilenet(name):
+def test_every_recipe_can_be_taken_over_mobilenet(name):
     recipe = RECIPES[name]()
-    other = over_mobilenet(recipe)
+    other = over_trunk(recipe, "mobilenet_v2")
     assert other.model.kind == recipe.model.kind
     assert other.clips == recipe.clips
     if recipe.model.kind != "c3d":

@@ -7,7 +7,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grurcn.models.trunks.base import BadWeights, Tap, Trunk, for_channels, load_weights, scaled
+from grurcn.models.build import build_model
+from grurcn.models.config import ModelConfig
+from grurcn.models.summary import summarize
+from grurcn.models.trunks import base
+from grurcn.models.trunks.base import (
+    BadWeights,
+    Tap,
+    Trunk,
+    TrunkSpec,
+    for_channels,
+    load_weights,
+    register_trunk,
+    scale_channels,
+    select_taps,
+    trunk_spec,
+)
 from grurcn.models.trunks.mobilenet import MobileNetV2
 from grurcn.models.trunks.vgg import VGG16
 
@@ -42,16 +57,78 @@ def test_the_size_of_a_map_is_known_from_the_frames(tap, sizes):
 
 @given(channels=st.integers(1, 4096), width=st.floats(0.001, 4))
 def test_a_layer_is_width_times_as_wide_and_never_gone(channels, width):
-    assert scaled(channels, width) >= 1
-    assert abs(scaled(channels, width) - channels * width) <= 1
-    assert scaled(channels, 1) == channels
+    assert scale_channels(channels, width) >= 1
+    assert abs(scale_channels(channels, width) - channels * width) <= 1
+    assert scale_channels(channels, 1) == channels
 
 
 @both
 def test_the_first_convolution_is_the_one_that_sees_the_frames(build):
     trunk = build(in_channels=5)
-    assert trunk.first == next(iter(trunk.state_dict()))
-    assert trunk.state_dict()[trunk.first].shape[1] == 5
+    assert trunk.first_weight == next(iter(trunk.state_dict()))
+    assert trunk.state_dict()[trunk.first_weight].shape[1] == 5
+
+
+# Trunks by name
+
+
+class OneLayer(Trunk):
+    """A trunk of one's own."""
+
+    name, first_weight = "mine", "layer.weight"
+
+    def __init__(self, taps, width=1.0, in_channels=3):
+        super().__init__()
+        self.taps = select_taps(taps, one_layer_taps(width), "mine")
+        self.layer = torch.nn.Conv2d(in_channels, scale_channels(8, width), 4, stride=4)
+
+    def forward(self, frames, drop=None):
+        return {"only": self.layer(frames)}
+
+
+def one_layer_taps(width: float) -> dict[str, Tap]:
+    return {"only": Tap(scale_channels(8, width), stride=4)}
+
+
+@pytest.fixture
+def own_trunk(monkeypatch):
+    monkeypatch.setattr(base, "TRUNKS", dict(base.TRUNKS))
+    register_trunk("mine", TrunkSpec(title="Mine", build=OneLayer, taps=one_layer_taps, levels={"only": 16}))
+
+
+@pytest.mark.usefixtures("own_trunk")
+def test_a_trunk_of_ones_own_is_built_and_counted_by_its_name():
+    config = ModelConfig(trunk="mine", taps=("only",), hidden=(4,))
+    model = build_model(config, 5, seed=0)
+    assert model(torch.zeros(2, 3, 3, 32, 32), torch.zeros(2, dtype=torch.int64)).shape == (2, 1, 5)
+    assert summarize(config, 5, num_frames=3, size=32).forward.trunk == 3 * 8 * 8 * (8 * 3 * 4 * 4)
+
+
+def test_a_trunk_that_is_not_registered_is_refused_with_those_that_are():
+    with pytest.raises(
+        ValueError, match=r"trunk resnet18: not registered; expected one of mobilenet_v2, vgg16, or .*GRURCN_TRUNKS"
+    ):
+        ModelConfig(trunk="resnet18")
+
+
+def test_modules_of_the_environment_register_trunks(monkeypatch, tmp_path):
+    monkeypatch.setattr(base, "TRUNKS", dict(base.TRUNKS))
+    (tmp_path / "my_trunks.py").write_text(
+        "from grurcn.models.trunks import register_trunk, vgg\nregister_trunk('resnet18', vgg.SPEC)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("GRURCN_TRUNKS", "my_trunks")
+    assert ModelConfig(trunk="resnet18").tap_maps == ModelConfig().tap_maps
+    monkeypatch.setenv("GRURCN_TRUNKS", "my_trunks, no_such_module")
+    with pytest.raises(ValueError, match="GRURCN_TRUNKS: no_such_module cannot be imported"):
+        ModelConfig(trunk="resnet34")
+
+
+@pytest.mark.parametrize("name", ["vgg16", "mobilenet_v2"])
+def test_the_default_levels_of_a_trunk_are_taps_that_it_has(name):
+    spec = trunk_spec(name)
+    assert spec.levels.keys() <= spec.taps(1.0).keys()
+    assert spec.last_tap == list(spec.taps(1.0))[-1]
 
 
 # Weights
@@ -73,13 +150,13 @@ def test_weights_come_back_by_name(build):
             VGG,
             MOBILENET,
             r"mine\.pth: no features\.0\.weight \(8 of the trunk's 8 parameters are missing; found features\.0\.0\.weight, "
-            r"features\.0\.1\.weight, features\.0\.1\.bias, \.\.\.\); wanted torchvision's vgg16 weights",
+            r"features\.0\.1\.weight, features\.0\.1\.bias, \.\.\.\); expected torchvision's vgg16 weights",
         ),
         (
             MOBILENET,
             VGG,
             r"mine\.pth: no features\.0\.0\.weight \((\d+) of the trunk's (\d+) parameters are missing; found "
-            r"features\.0\.weight, features\.0\.bias, features\.2\.weight, \.\.\.\); wanted torchvision's mobilenet_v2 weights",
+            r"features\.0\.weight, features\.0\.bias, features\.2\.weight, \.\.\.\); expected torchvision's mobilenet_v2 weights",
         ),
     ],
 )
@@ -118,13 +195,13 @@ def test_a_trunk_over_flow_starts_from_the_mean_over_colour_for_every_channel(bu
     trunk = build(in_channels=20)
     weights = random_weights(build())
     load_weights(trunk, weights, "imagenet.pth")
-    red, green, blue = weights[trunk.first].unbind(dim=1)
-    first = trunk.state_dict()[trunk.first]
+    red, green, blue = weights[trunk.first_weight].unbind(dim=1)
+    first = trunk.state_dict()[trunk.first_weight]
     assert first.shape[1] == 20
     for channel in first.unbind(dim=1):
         torch.testing.assert_close(channel, (red + green + blue) / 3)
     for name, tensor in trunk.state_dict().items():
-        assert name == trunk.first or torch.equal(tensor, weights[name].to(tensor.dtype)), name
+        assert name == trunk.first_weight or torch.equal(tensor, weights[name].to(tensor.dtype)), name
 
 
 @given(st.integers(1, 30).filter(lambda number: number != 3))
@@ -142,16 +219,12 @@ def test_weights_of_flow_fit_a_trunk_over_as_many_channels_alone(build):
     weights = random_weights(build(in_channels=20))
     trunk = build(in_channels=20)
     load_weights(trunk, weights, "flow.pth")
-    assert torch.equal(trunk.state_dict()[trunk.first], weights[trunk.first])
+    assert torch.equal(trunk.state_dict()[trunk.first_weight], weights[trunk.first_weight])
     for others in (3, 10):
-        with pytest.raises(
-            BadWeights, match=rf"flow\.pth: .* is \(\d+, 20, 3, 3\), the trunk wants \(\d+, {others}, 3, 3\)"
-        ):
+        with pytest.raises(BadWeights, match=rf"flow\.pth: .* is \(\d+, 20, 3, 3\), expected \(\d+, {others}, 3, 3\)"):
             load_weights(build(in_channels=others), weights, "flow.pth")
 
 
 def test_weights_of_another_width_do_not_become_flows_kernels():
-    with pytest.raises(
-        BadWeights, match=r"wide\.pth: .* is \(8, 20, 3, 3\), the trunk wants \(4, 20, 3, 3\); .* same width"
-    ):
+    with pytest.raises(BadWeights, match=r"wide\.pth: .* is \(8, 20, 3, 3\), expected \(4, 20, 3, 3\); .* same width"):
         load_weights(VGG(in_channels=20), random_weights(VGG16(["pool2"], 1 / 8)), "wide.pth")

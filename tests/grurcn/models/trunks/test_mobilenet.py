@@ -162,7 +162,7 @@ def test_maps_come_in_the_order_of_the_taps():
     [
         (["stride4", "stride2", "fc7"], r"taps stride2, fc7: MobileNetV2 has stride4, .*pooled"),
         ([], r"taps \(none\): MobileNetV2 has stride4"),
-        (["stride4", "stride4"], "taps stride4, stride4: wanted each once"),
+        (["stride4", "stride4"], "taps stride4, stride4: expected each once"),
     ],
 )
 def test_taps_that_cannot_be_read_are_refused(taps, message):

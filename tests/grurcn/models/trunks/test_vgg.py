@@ -152,7 +152,7 @@ def test_maps_come_in_the_order_of_the_taps():
     [
         (["pool2", "pool6", "conv5_3"], r"taps pool6, conv5_3: VGG-16 has pool1, .*fc7"),
         ([], r"taps \(none\): VGG-16 has pool1"),
-        (["pool2", "fc7", "pool2"], "taps pool2, fc7, pool2: wanted each once"),
+        (["pool2", "fc7", "pool2"], "taps pool2, fc7, pool2: expected each once"),
     ],
 )
 def test_taps_that_cannot_be_read_are_refused(taps, message):
@@ -242,7 +242,7 @@ def test_weights_of_another_width_are_refused_with_both_shapes():
     trunk = VGG16(["pool2"], NARROW)
     before = {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
     with pytest.raises(
-        BadWeights, match=r"mine\.pth: features\.0\.weight is \(4, 3, 3, 3\), the trunk wants \(2, 3, 3, 3\).*width"
+        BadWeights, match=r"mine\.pth: features\.0\.weight is \(4, 3, 3, 3\), expected \(2, 3, 3, 3\).*width"
     ):
         load_weights(trunk, weights_of(VGG16(["pool2"], 1 / 16)), "mine.pth")
     for name, tensor in trunk.state_dict().items():
