@@ -41,7 +41,7 @@ from grurcn.evaluation.score_files import RESULT, copy_into
 from grurcn.models.beam_search import beam_search
 from grurcn.training.captioning import CAPTION_TABLE, Trained, as_table, check_task, load_captioner, segments_of
 from grurcn.training.encoders import check_same
-from jobs.command import Flat, command_line, finish, run_command
+from jobs.command import Command, Flat, finish
 from shards.index import Index
 from shards.reading.captions import CaptionBatch, evaluation_captions
 from shards.reading.stream import Reading
@@ -206,5 +206,7 @@ def conclude(
     )
 
 
+COMMAND = Command(Caption, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(Caption, __doc__ or "")))
+    COMMAND.run()

@@ -1,4 +1,4 @@
-"""What every job does alike: its command line, one line for bad input, one line and JSON for what came out."""
+"""What every command shares: its command line, an error in one line, and its result as a line and as JSON."""
 
 import contextlib
 import io
@@ -8,49 +8,150 @@ import shutil
 import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Annotated, Any, Generic, NoReturn, TextIO, TypeVar, Union
 
 import tyro
 
-T = TypeVar("T")
+from shards.store import open_store
+
+Options = TypeVar("Options")
 
 # Options have short names (--workers, not --on.workers), before or after a subcommand.
 STYLE = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs)
 Flat = tyro.conf.arg(name="")  # marks a group of options whose names need no prefix
+PROGRAM = "grurcn"
 
 # What a user, a file or a machine can cause. Everything else is a fault of ours and keeps its stack trace.
-EXPECTED = (ValueError, OSError)
+EXPECTED_ERRORS = (ValueError, OSError)
 
 
-def command_line(
-    job: Callable[..., T] | type[T], description: str, args: list[str] | None = None, subcommand: str = ""
-) -> T:
-    """Parses the command line into the job's dataclass. Exits with status 2 and one message if that cannot be."""
-    try:
-        with readable_help():
-            return tyro.cli(
-                job, prog=f"{prog()} {subcommand}".rstrip(), description=description, args=args, config=STYLE
+@dataclass(frozen=True)
+class Command(Generic[Options]):
+    """A command of this package. Each module of jobs/ that is one has it under the name COMMAND."""
+
+    options: Any  # what tyro reads from the command line: a dataclass, subcommands() or Configurations
+    main: Callable[[Options], int]  # does the work and returns the exit status
+    description: str | None  # the help: what the command does, with an example
+
+    def type(self, args: Sequence[str]) -> Any:
+        """What tyro reads."""
+        return self.options.type(args) if isinstance(self.options, Configurations) else self.options
+
+    def parse(self, args: Sequence[str], program: str) -> Options:
+        """Reads the command line. Exits with status 0 after --help, and with status 2 after printing an error in it."""
+        try:
+            with wrapped_help(program):
+                return tyro.cli(
+                    self.type(args), prog=program, description=self.description, args=list(args), config=STYLE
+                )
+        except ValueError as error:  # a dataclass refuses its values
+            fail(error, status=2)
+
+    def run(self, args: Sequence[str] | None = None, program: str | None = None) -> NoReturn:
+        """Parses, works and ends the process. An expected error is one line on stderr and status 1.
+
+        args: default: those of this process. program: how the user called the command, for --help and errors.
+        """
+        try:
+            sys.exit(self.main(self.parse(sys.argv[1:] if args is None else args, program or program_name())))
+        except EXPECTED_ERRORS as error:
+            fail(error, status=1)
+        except KeyboardInterrupt as error:
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+            # As a shell counts: 128 and the signal's number. cluster/workers/signals.py says when it was SIGTERM.
+            sys.exit(128 + getattr(error, "number", signal.SIGINT))
+
+
+def subcommands(types: Mapping[str, type], default: str | None = None) -> Any:
+    """{name: dataclass} -> options of a command that takes one of these names. default: what it does without a name."""
+    return Union[
+        *(Annotated[kind, tyro.conf.subcommand(name, is_default=name == default)] for name, kind in types.items())
+    ]
+
+
+@dataclass(frozen=True)
+class Configurations:
+    """Options of a command that takes the name of a configuration, then changes to its values.
+
+    They are parsed as the pair (name, dataclass).
+    """
+
+    defaults: Mapping[str, tuple[str, Any]]  # {name: (description, dataclass)}
+
+    def type(self, args: Sequence[str]) -> Any:
+        """What tyro reads. Where no name is given yet, --help lists them with the first paragraph of their descriptions."""
+        is_named = not self.defaults.keys().isdisjoint(args)
+        return Union[
+            *(
+                Annotated[
+                    Any,
+                    tyro.conf.subcommand(
+                        name,
+                        constructor=named(name, default),
+                        description=description if is_named else description.partition("\n\n")[0],
+                    ),
+                ]
+                for name, (description, default) in self.defaults.items()
             )
-    except ValueError as error:  # a dataclass that refuses its values
-        fail(error, status=2)
-        raise
+        ]
+
+
+def named(name: str, default: Any) -> Callable[..., tuple[str, Any]]:
+    """A function whose parameters tyro reads as the fields of the dataclass."""
+
+    def pair(options: Any = default) -> tuple[str, Any]:
+        return name, options
+
+    pair.__annotations__["options"] = Annotated[type(default), Flat, tyro.conf.AvoidSubcommands]
+    return pair
+
+
+def program_name() -> str:
+    """How this process was called: "python -m jobs.train", or "python jobs/make_shards.py"."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else f"python {sys.argv[0]}"
+
+
+def fail(error: BaseException, status: int) -> NoReturn:
+    """Prints an error in one line and ends the process."""
+    print(f"error: {error_text(error)}", file=sys.stderr)
+    sys.exit(status)
+
+
+def error_text(error: BaseException) -> str:
+    """The message of an error; of an operating system's error with the file's name."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def finish(line: str, result: Mapping[str, Any], json_file: Path | None) -> None:
+    """Writes the result as JSON if a file is named, and prints the last line."""
+    if json_file is not None:
+        with open_store(json_file.absolute().parent).written(json_file.name) as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
+    print(line, flush=True)
+
+
+# Help
 
 
 @contextlib.contextmanager
-def readable_help() -> Iterator[None]:
-    """Within it a command line is parsed: the lines of its --help end where the terminal does, also outside of tyro's boxes."""
-    said = Said(sys.stdout)
+def wrapped_help(program: str) -> Iterator[None]:
+    """Wraps what is printed in this block to the terminal's width. tyro wraps its boxes, but not the description."""
+    printed = PrintedHelp(sys.stdout)
     try:
-        with contextlib.redirect_stdout(said):
+        with contextlib.redirect_stdout(printed):
             yield
     finally:
-        sys.stdout.write(broken(said.getvalue(), shutil.get_terminal_size().columns))
+        sys.stdout.write(wrapped(printed.getvalue(), program, shutil.get_terminal_size().columns))
 
 
-class Said(io.StringIO):
-    """What is printed, for a terminal: tyro asks whether it has colours and the characters of boxes."""
+class PrintedHelp(io.StringIO):
+    """Collects what is printed. tyro asks it whether the terminal has colours and the characters of boxes."""
 
     def __init__(self, terminal: TextIO):
         super().__init__()
@@ -64,55 +165,19 @@ class Said(io.StringIO):
         return self.terminal.isatty()
 
 
-def broken(text: str, width: int) -> str:
-    """Long lines of prose broken between words, one empty line for several; examples (indented by four) stay as they are."""
+def wrapped(text: str, program: str, width: int) -> str:
+    """Wraps prose between words and joins empty lines. Boxes, and examples (indented by four), are not wrapped.
+
+    Examples call commands as the user called this one.
+    """
     lines = []
     for line in re.sub(r"\n{3,}", "\n\n", text).splitlines(keepends=True):
         if line.startswith("usage:"):
-            line = re.sub(r"\{[^} ]{60,}\}", "RECIPE", line)  # all of them are named below
+            line = re.sub(r"\{[^} ]{60,}\}", "RECIPE", line)  # all of them are listed below
+        if line.startswith("    ") and program.startswith(f"{PROGRAM} "):
+            line = line.replace("python -m jobs.", f"{PROGRAM} ")
         if len(line) > width and not line.startswith(("    ", "│", "╭", "╰", "\x1b")):
             indent = " " * (len(line) - len(line.lstrip()))
             line = textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False) + "\n"
         lines.append(line)
     return "".join(lines)
-
-
-def prog() -> str:
-    """The command as people type it."""
-    place = Path(sys.argv[0])
-    return f"python -m jobs.{place.parent.name if place.stem == '__main__' else place.stem}"
-
-
-def run_command(main: Callable[[], int]) -> None:
-    """Runs a job: its exit status is the process's; expected errors are one line on stderr and status 1."""
-    try:
-        sys.exit(main())
-    except EXPECTED as error:
-        fail(error, status=1)
-    except KeyboardInterrupt as error:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        sys.exit(
-            128 + getattr(error, "number", signal.SIGINT)
-        )  # as a shell says it; SIGTERM's from cluster/workers/signals.py
-
-
-def fail(error: BaseException, status: int) -> None:
-    print(f"error: {message(error)}", file=sys.stderr)
-    sys.exit(status)
-
-
-def message(error: BaseException) -> str:
-    """An error in words; an operating system's with the file it is about."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
-
-
-def finish(line: str, result: dict[str, Any], json_file: Path | None) -> None:
-    """The last line for people and, if wanted, the same for programs."""
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        partial = json_file.with_name(f".{json_file.name}.partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        partial.replace(json_file)
-    print(line, flush=True)

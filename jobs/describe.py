@@ -11,19 +11,18 @@ Nothing is trained, and no weights are read.
 """
 
 import dataclasses
-import sys
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from grurcn.models.summary import LevelSummary, summarize
 from grurcn.training.recipes import RECIPES, Recipe
-from jobs.command import STYLE, Flat, finish, prog, readable_help, run_command
+from jobs.command import Command, Configurations, Flat, finish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +35,6 @@ class Describe:
     """Number of classes."""
     json: Path | None = None
     """Write the result as JSON to this file."""
-
-
-def parse(args: list[str] | None = None) -> tuple[str, Describe]:
-    """The command line -> (the recipe's name, the job)."""
-    recipes = {name: ((recipe.__doc__ or "").strip(), Describe(recipe=recipe())) for name, recipe in RECIPES.items()}
-    args = sys.argv[1:] if args is None else args
-    with readable_help():
-        job = tyro.extras.overridable_config_cli(recipes, prog=prog(), description=__doc__, args=args, config=STYLE)
-    return next(word for word in args if word in RECIPES), job
 
 
 def main(recipe_name: str, job: Describe) -> int:
@@ -87,5 +77,13 @@ def print_levels(title: str, levels: Sequence[LevelSummary]) -> None:
     Console(width=110).print(table)
 
 
+COMMAND = Command[tuple[str, Describe]](
+    Configurations(
+        {name: (inspect.getdoc(recipe) or "", Describe(recipe=recipe())) for name, recipe in RECIPES.items()}
+    ),
+    lambda chosen: main(*chosen),
+    __doc__,
+)
+
 if __name__ == "__main__":
-    run_command(lambda: main(*parse()))
+    COMMAND.run()

@@ -29,7 +29,7 @@ from cluster.workers.tasks import has_gpus, run_tasks
 from grurcn.models.encoder import Encoder
 from grurcn.training.captioning import segments_of
 from grurcn.training.encoders import WEIGHTS, EncoderConfig, build_encoder, read_encoder, sources
-from jobs.command import command_line, finish, run_command
+from jobs.command import Command, finish
 from shards.index import DatasetInfo
 from shards.store import open_store
 from shards.vectors import ShardOfVideos, encode_shard, finish_encoding, open_encoding
@@ -117,5 +117,7 @@ def report(job: Encode, info: DatasetInfo, out: str, seconds: float) -> None:
     )
 
 
+COMMAND = Command(Encode, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(Encode, __doc__ or "")))
+    COMMAND.run()

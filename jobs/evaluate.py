@@ -40,7 +40,7 @@ from grurcn.evaluation.score_files import FILE, RESULT, Scores, copy_into, write
 from grurcn.inference.classifier import OtherTask, Recogniser, level_names
 from grurcn.training.losses import Tally
 from grurcn.training.recipes import Recipe
-from jobs.command import Flat, command_line, finish, run_command
+from jobs.command import Command, Flat, finish
 from shards.index import Index
 from shards.reading.clips import Box, evaluation_views
 from shards.reading.stream import Reading, evaluation_batches
@@ -217,5 +217,7 @@ def conclude(
     )
 
 
+COMMAND = Command(Evaluate, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(Evaluate, __doc__ or "")))
+    COMMAND.run()

@@ -38,7 +38,7 @@ from grurcn.models.gru_rcn import GRURCN
 from grurcn.models.pixels import FLOW_REACH, FLOW_SCALE, FLOW_STILL, MEAN, STD
 from grurcn.training.pretrained import read_run
 from grurcn.training.recipes import Recipe
-from jobs.command import command_line, run_command
+from jobs.command import Command
 
 INPUT, OUTPUTS = "clips", ("probabilities", "levels")
 ABOUT = "grurcn.json"  # in a .pt2
@@ -372,5 +372,7 @@ def largest_difference(recogniser: Recogniser, network: Exported, run: Run, batc
     return largest
 
 
+COMMAND = Command(Export, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(Export, __doc__ or "")))
+    COMMAND.run()

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cluster.checkpoints.run_folder import read_json
 from grurcn.evaluation.score_files import FILE, RESULT, Row, Scores, read_scores, scores_file, write_folder
-from jobs.command import command_line, finish, run_command
+from jobs.command import Command, finish
 from shards.store import open_store
 
 
@@ -184,5 +184,7 @@ def check_out(out: Path, paths: Sequence[Path]) -> None:
         )
 
 
+COMMAND = Command(Fuse, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(Fuse, __doc__ or "")))
+    COMMAND.run()

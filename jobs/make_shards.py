@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 from cluster.progress import Bar, duration
 from cluster.workers.tasks import run_tasks
-from jobs.command import Flat, command_line, finish, run_command
+from jobs.command import Command, Flat, finish
 from shards.index import REJECTED, DatasetInfo
 from shards.packing.pack import finish_packing, open_target, pack_shard, plan_packing
 from shards.packing.sources import Source
@@ -113,5 +113,7 @@ def report(job: MakeShards, info: DatasetInfo, seconds: float) -> None:
     )
 
 
+COMMAND = Command(MakeShards, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(MakeShards, __doc__ or "")))
+    COMMAND.run()

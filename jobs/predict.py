@@ -46,7 +46,7 @@ from grurcn.inference.captioner import Describer, Seen, picture_of, row_of
 from grurcn.inference.classifier import Recognised, Recogniser
 from grurcn.inference.videos import STANDARD_INPUT, find_videos, normal, read_videos, store
 from grurcn.training.pretrained import MLFLOW, read_run
-from jobs.command import Flat, command_line, run_command
+from jobs.command import Command, Flat
 from jobs.inspect_shards.preview import write
 from shards.packing.sandbox import VideoPacker
 from shards.printable import printable
@@ -341,5 +341,7 @@ def tell(job: Predict, found: Found, seconds: float) -> None:
         print(f"error: {on_a_line(str(video))}: {reason}", file=sys.stderr)
 
 
+COMMAND = Command(Predict, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(Predict, __doc__ or "")))
+    COMMAND.run()

@@ -15,11 +15,10 @@ checkpoint_bytes, frozen_bytes.
 """
 
 import dataclasses
-import sys
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +26,7 @@ from grurcn.models.summary import ModelSummary, summarize
 from grurcn.training.gpu_specs import peak_flops
 from grurcn.training.recipes import RECIPES
 from grurcn.training.resources import Resources, SizingJob, decode_rate, required_resources
-from jobs.command import STYLE, finish, prog, readable_help, run_command
+from jobs.command import Command, Configurations, finish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +35,6 @@ class Sizing(SizingJob):
 
     json: Path | None = None
     """Write the result as JSON to this file."""
-
-
-def parse(args: list[str] | None = None) -> tuple[str, Sizing]:
-    """The command line -> (the recipe's name, the job)."""
-    recipes = {name: ((recipe.__doc__ or "").strip(), Sizing(recipe=recipe())) for name, recipe in RECIPES.items()}
-    args = sys.argv[1:] if args is None else args
-    with readable_help():
-        job = tyro.extras.overridable_config_cli(recipes, prog=prog(), description=__doc__, args=args, config=STYLE)
-    return next(word for word in args if word in RECIPES), job
 
 
 def main(recipe_name: str, job: Sizing) -> int:
@@ -97,5 +87,11 @@ def print_resources(title: str, job: SizingJob, resources: Resources, model: Mod
     Console(width=100).print(table)
 
 
+COMMAND = Command[tuple[str, Sizing]](
+    Configurations({name: (inspect.getdoc(recipe) or "", Sizing(recipe=recipe())) for name, recipe in RECIPES.items()}),
+    lambda chosen: main(*chosen),
+    __doc__,
+)
+
 if __name__ == "__main__":
-    run_command(lambda: main(*parse()))
+    COMMAND.run()

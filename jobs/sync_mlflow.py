@@ -19,7 +19,7 @@ from cluster.progress import first_line
 from cluster.tracking.mlflow_run import UNSENT, MlflowRun, read_entries
 from cluster.tracking.server import NoTracking, check_reachable, ui_command
 from grurcn.inference.mlflow_model import save_pyfunc
-from jobs.command import command_line, finish, run_command
+from jobs.command import Command, finish
 from shards.store import absolute_url
 
 
@@ -72,5 +72,7 @@ def send(run: RunFolder, identity: Identity, entries: int) -> None:
         )
 
 
+COMMAND = Command(SyncMlflow, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(SyncMlflow, __doc__ or "")))
+    COMMAND.run()

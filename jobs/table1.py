@@ -27,7 +27,7 @@ from cluster.workers.options import Workers
 from grurcn.models.trunks.base import trunk_spec
 from grurcn.training.recipes import RECIPES, Recipe, changed, over_trunk
 from jobs import evaluate, train
-from jobs.command import Flat, command_line, finish, run_command
+from jobs.command import Command, Flat, finish
 from jobs.fuse import fuse
 from shards.index import Index
 from shards.reading.clips import Stream
@@ -386,5 +386,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+COMMAND = Command(Table1, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(Table1, __doc__ or "")))
+    COMMAND.run()

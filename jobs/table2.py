@@ -39,7 +39,7 @@ from grurcn.training.caption_recipes import caption as caption_recipe
 from grurcn.training.encoders import EncoderConfig
 from grurcn.training.recipes import changed
 from jobs import caption, encode, train
-from jobs.command import Flat, command_line, finish, run_command
+from jobs.command import Command, Flat, finish
 from jobs.table1 import given
 from shards.index import Index
 from shards.store import absolute_url, open_store
@@ -436,5 +436,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
+COMMAND = Command(Table2, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(Table2, __doc__ or "")))
+    COMMAND.run()

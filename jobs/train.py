@@ -16,8 +16,8 @@ val_perplexity, val_word_accuracy, val_bleu4, ...), mlflow_run_id, tracking_uri,
 """
 
 import dataclasses
+import inspect
 import json
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -57,7 +57,7 @@ from grurcn.training.captioning import CAPTION_TABLE
 from grurcn.training.loop import in_words, train_worker
 from grurcn.training.pretrained import absolute
 from grurcn.training.recipes import RECIPES, Recipe, changed, flat
-from jobs.command import STYLE, Flat, finish, prog, readable_help, run_command
+from jobs.command import Command, Configurations, Flat, finish
 from shards.index import DESCRIPTION, Index
 from shards.reading.order import lanes_of
 from shards.reading.stream import Reading
@@ -133,24 +133,6 @@ class TrainCaptions(TrainOptions):
 
 
 Job = Train | TrainCaptions
-
-
-def parse(args: list[str] | None = None) -> tuple[str, Job]:
-    """The command line -> (the recipe's name, the job)."""
-    jobs: dict[str, Job] = {name: Train(recipe=recipe(), shards=tyro.MISSING) for name, recipe in RECIPES.items()}
-    jobs |= {name: TrainCaptions(recipe=recipe(), shards=tyro.MISSING) for name, recipe in CAPTION_RECIPES.items()}
-    docs = {name: (recipe.__doc__ or "").strip() for name, recipe in {**RECIPES, **CAPTION_RECIPES}.items()}
-    args = sys.argv[1:] if args is None else args
-    with readable_help():
-        job = tyro.extras.overridable_config_cli(
-            {name: (docs[name], job) for name, job in jobs.items()},
-            prog=prog(),
-            description=__doc__,
-            args=args,
-            config=STYLE,
-        )
-    name = next(word for word in args if word in jobs)
-    return name, job
 
 
 Worker = Callable[[dict[str, Any], WorkerContext], dict[str, Any] | Stopped]
@@ -380,5 +362,15 @@ def conclude(job: Job, run: RunFolder, identity: Identity, result: dict[str, Any
     )
 
 
+def configurations() -> Configurations:
+    """Each recipe's options."""
+    jobs: dict[str, Job] = {name: Train(recipe=recipe(), shards=tyro.MISSING) for name, recipe in RECIPES.items()}
+    jobs |= {name: TrainCaptions(recipe=recipe(), shards=tyro.MISSING) for name, recipe in CAPTION_RECIPES.items()}
+    recipes = {**RECIPES, **CAPTION_RECIPES}
+    return Configurations({name: (inspect.getdoc(recipes[name]) or "", job) for name, job in jobs.items()})
+
+
+COMMAND = Command[tuple[str, Job]](configurations(), lambda chosen: main(*chosen), __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(*parse()))
+    COMMAND.run()

@@ -17,7 +17,8 @@ import turns
 from packing import SCENES, packing_job
 
 from jobs import make_shards
-from jobs.demo.videos import (
+from shards.packing.sources import Msvd
+from shards.synthetic import (
     COLOURS,
     DIRECTIONS,
     MOTIONS,
@@ -25,10 +26,9 @@ from jobs.demo.videos import (
     SIZE,
     draw_motion,
     draw_scene,
-    sentences,
+    scene_captions,
     write_video,
 )
-from shards.packing.sources import Msvd
 from shards.video import Packing
 
 # No test is a timed one: a busy machine may take as long as it likes.
@@ -77,7 +77,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             about = (str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), first, second)
             name = f"{split}{number}_0_1.avi"
             write_video(folder / "videos" / name, draw_scene(*about, rng))
-            listed.append({"id": name, "caption": sentences(*about)})
+            listed.append({"id": name, "caption": scene_captions(*about)})
         (folder / f"{split}.json").write_text(json.dumps(listed))
     lists = [folder / f"{split}.json" for split in SCENES]
     source = Msvd(videos=folder / "videos", train=lists[0], val=lists[1], test=lists[2])

@@ -26,7 +26,6 @@ from grurcn.models.trunks.base import BadWeights
 from grurcn.models.weights import read_weights
 from grurcn.training.pretrained import read_pretrained
 from jobs import train
-from jobs.command import run_command
 from shards import store
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +103,7 @@ def test_no_key_is_in_what_a_run_says_when_a_store_or_a_server_is_away(away, sha
     place = "s3://bucket/shards" if away == "the store" else str(shards)
     S3FileSystem.clear_instance_cache()
     with pytest.raises(SystemExit) as ended:
-        run_command(lambda: train.main(*train.parse(["demo", "--storage", str(tmp_path), "--shards", place])))
+        train.COMMAND.run(["demo", "--storage", str(tmp_path), "--shards", place])
     S3FileSystem.clear_instance_cache()
     said = "".join(capfd.readouterr())
     assert ended.value.code == 1
@@ -166,7 +165,6 @@ EXCEPTIONS = {
         "cluster/tracking/server.py",
         "urllib.request.urlopen",
     ): "asks an MLflow server whether it is there; the answer is not used",
-    ("jobs/bench/soak.py", "urllib.request.urlopen"): "asks our own MLflow server on the loopback whether it is there",
     (
         "jobs/doctor/tracking.py",
         "urllib.request.urlopen",

@@ -1,11 +1,11 @@
-"""The ConvGRU beside its peers and its limit, and the share of each part in a training step.
+"""The ConvGRU against its peers and its limit, and the fraction of a training step that each part takes.
 
-    ours          one product over all frames for the inputs, both gates in one, kernels' gradients over all steps at once
-    usual cell    a convolution over cat(x, h) for the gates and one for the candidate, every step: most public versions
+    ours          one convolution for the inputs of all frames, one for both gates, kernels' gradients over all steps at once
+    usual cell    at every step a convolution over cat(x, h) for the gates and one for the candidate, as in most public code
     six products  the equations as they stand: six convolutions a step
     limit         bare convolutions, forward and backward, with the multiplications of ours and nothing between them
 
-All get the same maps, of which no gradient is wanted (the trunk is frozen), in the same memory format.
+All get the same maps in the same memory format, and compute no gradient of them (the trunk is frozen).
 """
 
 import statistics
@@ -30,6 +30,7 @@ from grurcn.models.gru import ConvGRU
 from grurcn.models.gru_rcn import GRURCN, recomputed
 from grurcn.models.pixels import to_clips
 from grurcn.training.losses import mean_loss
+from jobs.bench.tables import Row, Tables
 
 Level = tuple[str, int, int, int, int]  # name, side of the map, channels in, state channels, kernel size
 PAPER: tuple[Level, ...] = (
@@ -42,15 +43,15 @@ PAPER: tuple[Level, ...] = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """Forward and backward of the five levels at the paper's sizes; on a GPU the whole training step too."""
+class ModelBench:
+    """ConvGRU at the paper's sizes, forward and backward; on a GPU the whole training step too."""
 
     batch: int = 4
     """Clips in a batch."""
     frames: int = 10
     """Frames in a clip."""
     repeats: int = 5
-    """Times that each is measured, in turns; the median counts."""
+    """Measurements of each, in turns; the median counts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -60,13 +61,13 @@ class Model:
     size: int = 224
     """Height and width of the frames of the whole step."""
     width: float = 1.0
-    """Of the whole step's trunk."""
+    """Width of the whole step's trunk, as a fraction of VGG-16's."""
     json: Path | None = None
     """Write the tables as JSON to this file."""
 
 
-def bench_model(job: Model, levels: tuple[Level, ...] = PAPER) -> dict[str, list[dict[str, Any]]]:
-    """{title: rows}: a row a variant with its seconds, ratios and memory; each level by itself, then all in one pass."""
+def bench_model(job: ModelBench, levels: tuple[Level, ...] = PAPER) -> Tables:
+    """Seconds, ratios and memory of each variant; a table for each level, then one for all levels in one pass."""
     device = (
         torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if job.device == "auto"
@@ -85,7 +86,7 @@ def bench_model(job: Model, levels: tuple[Level, ...] = PAPER) -> dict[str, list
     return tables
 
 
-def bench_levels(levels: Sequence[Level], job: Model, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
+def bench_levels(levels: Sequence[Level], job: ModelBench, device: torch.device, dtype: torch.dtype) -> list[Row]:
     torch.manual_seed(0)
     maps = []
     for _, side, in_channels, _, _ in levels:
@@ -95,27 +96,25 @@ def bench_levels(levels: Sequence[Level], job: Model, device: torch.device, dtyp
     for name, variant in VARIANTS.items():
         works[name] = work_of([variant(*level[2:]).to(device, dtype) for level in levels], maps)
     seconds, memory = measure(works, job.repeats, device)
-    return with_ratios(
-        [{"variant": name, "seconds": seconds[name], "memory_mib": memory[name] / 2**20} for name in works]
-    )
+    return ratio_rows(seconds, memory)
 
 
-def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    seconds = {row["variant"]: row["seconds"] for row in rows}
+def ratio_rows(seconds: dict[str, float], memory: dict[str, float]) -> list[Row]:
+    """Seconds and bytes of each variant -> a row for each, with its ratios to the limit and to the usual cell."""
     return [
         {
-            "variant": row["variant"],
-            "seconds": row["seconds"],
-            "times the limit": row["seconds"] / seconds["limit"],
-            "times as fast as the usual cell": seconds["usual cell"] / row["seconds"],
-            "memory_mib": row["memory_mib"],
+            "variant": name,
+            "seconds": value,
+            "times the limit": value / seconds["limit"],
+            "times as fast as the usual cell": seconds["usual cell"] / value,
+            "memory_mib": memory[name] / 2**20,
         }
-        for row in rows
+        for name, value in seconds.items()
     ]
 
 
 def work_of(modules: Sequence[nn.Module], maps: Sequence[Tensor]) -> Callable[[], None]:
-    """Forward and backward, from the last states (of Limit: from whatever it gives)."""
+    """A function that runs them forward and backward, from the last states (Limit: from its output)."""
 
     def work() -> None:
         for module in modules:
@@ -129,7 +128,7 @@ def work_of(modules: Sequence[nn.Module], maps: Sequence[Tensor]) -> Callable[[]
 def measure(
     works: dict[str, Callable[[], None]], repeats: int, device: torch.device
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds (median) and peak memory in bytes of each; taken in turns, so that a busy machine slows all alike."""
+    """({name: median seconds}, {name: peak bytes}); measured in turns, so that a busy machine slows all alike."""
     for work in works.values():
         work()  # first calls compile, tune and allocate
     memory = {name: peak_memory(work, device) for name, work in works.items()}
@@ -154,7 +153,7 @@ def timed(work: Callable[[], None], device: torch.device) -> float:
 
 
 def peak_memory(work: Callable[[], None], device: torch.device) -> float:
-    """Bytes of tensors at most that a call holds beyond those that were held before."""
+    """The most bytes of tensors that a call holds, less those that were held before."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -162,7 +161,7 @@ def peak_memory(work: Callable[[], None], device: torch.device) -> float:
         work()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    # The process's own size says little: what one variant gives back, the next one takes without asking the system.
+    # Not the process's size: memory that one variant frees, the next one takes without asking the system.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
     assert record.profiler is not None
@@ -183,7 +182,7 @@ class Ours(nn.Module):
 
 
 class UsualCell(nn.Module):
-    """Equations 5 to 8 as most public code has them: the kernels of x and h in one, over both, at every step."""
+    """Equations 5 to 8 as in most public code: at every step one convolution over cat(x, h)."""
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int):
         super().__init__()
@@ -226,7 +225,7 @@ class SixProducts(nn.Module):
 
 
 class Limit(nn.Module):
-    """The convolutions of ours and nothing else: of the inputs over all frames, of the states over all but the first."""
+    """Only the convolutions of ours: of the inputs at all frames, of the states at all frames but the first."""
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int):
         super().__init__()
@@ -245,7 +244,7 @@ class Limit(nn.Module):
 
 
 class BareConvolutions(torch.autograd.Function):
-    """Convolutions whose results are dropped, and their gradients: the inputs' kernels, the states and their kernels."""
+    """Convolutions whose results are dropped, and gradients of the kernels and of the states."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, h: Tensor, w: Tensor, u_gates: Tensor, u: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -268,14 +267,14 @@ def convolved(maps: Tensor, kernel: Tensor) -> Tensor:
     return functional.conv2d(maps, kernel, padding=kernel.shape[-1] // 2)
 
 
-def convolved_grads(d_out: Tensor, maps: Tensor, kernel: Tensor, wanted: tuple[bool, bool]) -> list[Tensor | None]:
+def convolved_grads(d_out: Tensor, maps: Tensor, kernel: Tensor, needs: tuple[bool, bool]) -> list[Tensor | None]:
     if kernel.shape[-1] == 1 and maps.shape[-1] == 1:
         d_rows, rows, matrix = d_out.flatten(1), maps.flatten(1), kernel.flatten(1)
-        d_maps = (d_rows @ matrix).view_as(maps) if wanted[0] else None
+        d_maps = (d_rows @ matrix).view_as(maps) if needs[0] else None
         return [d_maps, (d_rows.T @ rows).view_as(kernel)]
     padding = [kernel.shape[-1] // 2] * 2
     grads = torch.ops.aten.convolution_backward(
-        d_out, maps, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [*wanted, False]
+        d_out, maps, kernel, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [*needs, False]
     )
     return grads[:2]
 
@@ -289,10 +288,10 @@ VARIANTS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def bench_step(job: Model, device: torch.device, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Seconds and share of each part of a training step: pixels, trunk, ConvGRUs and heads, backward, optimizer.
+def bench_step(job: ModelBench, device: torch.device, dtype: torch.dtype) -> list[Row]:
+    """Seconds and fraction of each part of a training step: pixels, trunk, ConvGRUs and heads, backward, optimizer.
 
-    The last rows: the step's arithmetic a second as a share of the machine's own rate for a large matrix product.
+    The last row: the step's operations a second as a fraction of the device's rate in a large matrix product.
     """
     model = build_model(ModelConfig(width=job.width, freeze=True), num_classes=101, seed=0).to(device)
     assert isinstance(model, GRURCN)
@@ -339,15 +338,17 @@ def bench_step(job: Model, device: torch.device, dtype: torch.dtype) -> list[dic
             taken[name].append(timed(part, device))
     total = statistics.median(timed(whole, device) for _ in range(job.repeats))
     seconds = {name: statistics.median(times) for name, times in taken.items()}
-    rows = [{"part": name, "seconds": value, "share": value / sum(seconds.values())} for name, value in seconds.items()]
+    rows: list[Row] = [
+        {"part": name, "seconds": value, "fraction": value / sum(seconds.values())} for name, value in seconds.items()
+    ]
     rate, peak = flops.get_total_flops() / total, matrix_rate(device, dtype)
     return [
         *rows,
-        {"part": f"whole step, {memory / 2**30:.2f} GiB at most", "seconds": total, "share": 1.0},
+        {"part": f"whole step, {memory / 2**30:.2f} GiB at most", "seconds": total, "fraction": 1.0},
         {
             "part": f"{rate / 1e12:.2f} of {peak / 1e12:.2f} TFLOP/s (matrix product)",
             "seconds": total,
-            "share": rate / peak,
+            "fraction": rate / peak,
         },
     ]
 

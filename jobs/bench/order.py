@@ -1,4 +1,4 @@
-"""The order of samples at the size of the largest data sets: time a step, memory, time to resume; and how it mixes classes."""
+"""The order of samples for very large data sets: seconds a step, memory, seconds to resume, and how well classes mix."""
 
 import statistics
 import time
@@ -7,11 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from jobs.bench.tables import Row, Tables
 from shards.index import SCHEMA, Shard
 from shards.reading.order import Order, lanes_of
 from shards.reading.stream import shards_held
@@ -24,40 +24,42 @@ MIXES = (  # name, classes, videos a class, videos a shard, global batch
 
 @dataclass(frozen=True, kw_only=True)
 class OrderBench:
-    """Which samples a rank reads, for a data set that exists only as its shards' sizes."""
+    """The order of 10^8 samples on 4,096 ranks, and how well it mixes. No data is read."""
 
     samples: int = 10**8
     """Samples of the data set."""
     shards: int = 10**5
-    """Shards that they lie in."""
+    """Shards of the data set."""
     ranks: int = 4096
-    """Ranks; one of them is measured, at random places."""
+    """Ranks; one of them is measured, at random steps."""
     loader_workers: int = 4
-    """Loader workers of each rank, which share its lanes."""
+    """Loader workers of each rank; each has an equal part of its lanes."""
     batch: int = 16
     """Samples of a rank in one step."""
     steps: int = 2000
-    """Consecutive steps that are timed."""
+    """Consecutive steps to time."""
     resumes: int = 20
-    """Random places that are resumed at."""
+    """Random steps to resume at."""
     sample_bytes: int = 100_000
-    """Bytes of a stored video, for the share of what else is fetched: a 10 s clip of 340 x 256 has about 500,000."""
+    """Bytes of a stored video; a 10 s video of 340 x 256 has about 500,000. For the fraction of bytes that are not video."""
     readers: int = 8
-    """Random ranks whose reading of a whole epoch is counted in bytes."""
+    """Random ranks whose bytes of a whole epoch are counted."""
     seed: int = 0
-    """Of the order and of the places."""
+    """Seed of the order and of the random steps."""
     json: Path | None = None
     """Write the figures as JSON to this file."""
 
     def __post_init__(self) -> None:
         if min(self.samples, self.shards, self.ranks, self.loader_workers, self.batch, self.steps, self.resumes) < 1:
-            raise ValueError("wanted at least one of everything that is counted")
+            raise ValueError("all counts must be at least 1")
         if self.batch % self.loader_workers:
-            raise ValueError(f"a rank's batch of {self.batch} cannot be shared by {self.loader_workers} loader workers")
+            raise ValueError(
+                f"a rank's batch of {self.batch} cannot be divided among {self.loader_workers} loader workers"
+            )
 
 
-def bench_order(job: OrderBench) -> dict[str, list[dict[str, Any]]]:
-    """{title: rows}: what the order costs, and how far its batches are from a perfect shuffle's."""
+def bench_order(job: OrderBench) -> Tables:
+    """What the order costs, and how far its batches are from a perfect shuffle's."""
     title = (
         f"{job.samples:,} samples in {job.shards:,} shards, {job.ranks:,} ranks of {job.loader_workers} loader workers"
     )
@@ -72,8 +74,8 @@ def bench_order(job: OrderBench) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def costs(job: OrderBench) -> list[dict[str, Any]]:
-    """Time and memory of one loader worker, beside what is wanted."""
+def costs(job: OrderBench) -> list[Row]:
+    """Time and memory of one loader worker, with targets."""
     rng = np.random.default_rng(job.seed)
     sizes = np.diff(np.linspace(0, job.samples, job.shards + 1).astype(np.int64))
     lanes = lanes_of(
@@ -93,29 +95,29 @@ def costs(job: OrderBench) -> list[dict[str, Any]]:
     described = peak_memory(lambda: list_of_shards(sizes.tolist()))
     resumes = [seconds(lambda at=at: begin().samples(at[0], at[1], lanes)) for at in places]
     return [
-        {"what": "a step, mean", "measured": f"{statistics.mean(steps) * 1e3:.3f} ms", "wanted": "under 1 ms"},
-        {"what": "a step, longest", "measured": f"{max(steps) * 1e3:.1f} ms", "wanted": ""},
+        {"what": "a step, mean", "measured": f"{statistics.mean(steps) * 1e3:.3f} ms", "target": "under 1 ms"},
+        {"what": "a step, longest", "measured": f"{max(steps) * 1e3:.1f} ms", "target": ""},
         {
-            "what": "memory above the import: the order, and the list of shards",
+            "what": "memory above the import: the order + the list of shards",
             "measured": f"{memory / 2**20:.1f} + {described / 2**20:.1f} MiB",
-            "wanted": "under 50 MiB",
+            "target": "under 50 MiB",
         },
-        {"what": "resuming at a random step", "measured": f"{max(resumes) * 1e3:.0f} ms", "wanted": "under 1,000 ms"},
+        {"what": "resuming at a random step", "measured": f"{max(resumes) * 1e3:.0f} ms", "target": "under 1,000 ms"},
         {
             "what": "bytes fetched / bytes of the data",
             "measured": f"{fetched(job, order, rng):.4f}",
-            "wanted": "at most 1.1",
+            "target": "at most 1.1",
         },
     ]
 
 
 def fetched(job: OrderBench, order: Order, rng: np.random.Generator) -> float:
-    """Bytes that a rank asks its store for in an epoch, over those of its videos: each video once, and rows of the index.
+    """Bytes that a rank fetches in an epoch (each video once, and rows of the index) over the bytes of its videos.
 
-    The rows of a shard are read as shards.index does it: kept for as many shards as shards.reading.stream tells it to.
+    Rows are kept for as many shards as shards.reading.stream keeps them.
     """
     rows_bytes = bytes_of_rows(job.samples // job.shards)
-    shares = []
+    ratios = []
     for rank in rng.choice(job.ranks, min(job.readers, job.ranks), replace=False).tolist():
         lanes = lanes_of(rank, job.ranks, job.ranks * job.batch)
         held: OrderedDict[int, None] = OrderedDict()
@@ -128,8 +130,8 @@ def fetched(job: OrderBench, order: Order, rng: np.random.Generator) -> float:
                 if len(held) > shards_held(len(lanes)):
                     held.popitem(last=False)
         videos = order.steps_per_epoch * len(lanes) * job.sample_bytes
-        shares.append((videos + rows_read * rows_bytes) / videos)
-    return statistics.mean(shares)
+        ratios.append((videos + rows_read * rows_bytes) / videos)
+    return statistics.mean(ratios)
 
 
 def bytes_of_rows(samples: int) -> int:
@@ -143,7 +145,7 @@ def bytes_of_rows(samples: int) -> int:
 
 
 def list_of_shards(sizes: Sequence[int]) -> tuple[Shard, ...]:
-    """What dataset.json says of so many shards, as each process holds it."""
+    """The shards of dataset.json, as each process holds them."""
     return tuple(
         Shard(
             name=f"train-{number:06}.tar", samples=size, captions=0, size_bytes=10**8 + number, rows_offset=10**5 * number,
@@ -165,7 +167,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def peak_memory(function: Callable[[], object]) -> int:
-    """Most bytes that were allocated at once while it ran, NumPy's arrays included."""
+    """The most bytes allocated at once during a call, NumPy's arrays included."""
     tracemalloc.start()
     try:
         function()
@@ -176,8 +178,8 @@ def peak_memory(function: Callable[[], object]) -> int:
 
 def mixing(
     name: str, num_classes: int, videos: int, videos_per_shard: int, global_batch: int, *, seed: int, epochs: int = 3
-) -> list[dict[str, Any]]:
-    """How far the class mix of 1, 10 and 50 consecutive batches is from that of all samples, beside a perfect shuffle's."""
+) -> list[Row]:
+    """Distance of the class mix of 1, 10 and 50 consecutive batches from that of all samples; the same for a perfect shuffle."""
     classes = np.arange(num_classes * videos) // videos
     sizes = [min(videos_per_shard, len(classes) - start) for start in range(0, len(classes), videos_per_shard)]
     order = Order(sizes, global_batch, seed)
@@ -185,9 +187,9 @@ def mixing(
     steps = range(order.steps_per_epoch)
     ours = [np.stack([order.samples(epoch, step, range(global_batch)) for step in steps]) for epoch in range(epochs)]
     perfect = [rng.permutation(len(classes))[: batches.size].reshape(batches.shape) for batches in ours]
-    rows = []
+    rows: list[Row] = []
     for together in (1, 10, 50):
-        row: dict[str, Any] = {"data": name, "batches": together}
+        row: Row = {"data": name, "batches": together}
         for column, all_epochs in (("ours", ours), ("perfect shuffle", perfect)):
             row[column] = statistics.mean(mix_error(classes[batches], together) for batches in all_epochs)
         rows.append(row)
@@ -195,7 +197,7 @@ def mixing(
 
 
 def mix_error(labels: np.ndarray, together: int) -> float:
-    """labels (steps, G) -> half the L1 distance of the class mix of so many consecutive steps from an even one, in the mean."""
+    """labels (steps, G) -> half the L1 distance of the class mix of so many steps in a row from an even mix, on average."""
     num_classes = labels.max() + 1
     stretches = [labels[step : step + together] for step in range(0, len(labels) - together + 1, together)]
     mixes = [np.bincount(stretch.ravel(), minlength=num_classes) / stretch.size for stretch in stretches]

@@ -1,25 +1,23 @@
-"""Reading clips: beside the usual way, beside the limit, and without decoding; decode threads, memory, open files.
+"""Reading clips against the usual way and against the limit; without decoding; decode threads, memory, open files.
 
     ours         train_batches of our shards: random clips as yuv420p planes, one decode thread
-    usual way    webdataset over a tar of the videos as they came, PyAV: seek, decode to the clip, convert to RGB
-    limit        libavcodec alone: the packets that ours must decode for the same clips, taken out of the videos beforehand,
-                 one after the other into a decoder that stays open
+    usual way    webdataset over a tar of the original videos, PyAV: seek, decode the clip, convert to RGB
+    limit        libavcodec alone: the packets that ours must decode for the same clips, read from the videos beforehand,
+                 in an open decoder
 
-All is measured in turns, and per core: in seconds that the process computed (all of its threads, on one core), so that a
-busy machine and waiting do not count; where side by side is what is measured, in seconds of the clock. Ratios are medians of
-the turns.
-What belongs to webdataset runs in a process of its own, which has none of our settings.
+All are measured in turns, and ratios are medians of the turns. Seconds per core are those that all threads of the process
+computed, so that waiting and other work on the machine do not count. webdataset runs in a process of its own, without our
+settings.
 """
 
 import io
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import imageio_ffmpeg
 import numpy as np
 import psutil
 from av.container import InputContainer
@@ -38,9 +35,9 @@ from av.video.stream import VideoStream
 from webdataset.compat import WebDataset
 from webdataset.writer import TarWriter
 
+from jobs.bench.data import SMALL, make_small_videos, make_videos, pack
+from jobs.bench.tables import Row, Tables
 from shards.index import Index
-from shards.packing.pack import finish_packing, open_target, pack_shard, plan_packing
-from shards.packing.sources import Folder
 from shards.reading.clips import ClipConfig
 from shards.reading.order import Order
 from shards.reading.stream import (
@@ -54,21 +51,13 @@ from shards.reading.stream import (
 )
 from shards.video import Packing
 
-# Pictures that move, with the noise of a camera; %d is another picture in every clip.
-PICTURES = (
-    "testsrc2=size=320x240:rate=25,rotate=0.3*sin(t+%d):c=gray,gblur=1",
-    "mandelbrot=size=320x240:rate=25:start_scale=3:end_scale=0.05:end_pts=1000:start_x=-0.7436%d,gblur=1.5",
-    "life=size=80x60:rate=10:mold=20:ratio=0.1:seed=%d:death_color=#4040C0:life_color=#F0F060,scale=320:240,gblur=2,fps=25",
-)
-SMALL = Packing(width=32, height=32, preset="ultrafast")
-SMALL_FRAMES = 16
-WARM_BATCHES = 4  # that are read before the clock starts
-MANY_BATCHES = 1000  # from here on memory shall not grow
+WARM_BATCHES = 4  # read before the clock starts
+MANY_BATCHES = 1000  # after these, memory must not grow
 
 
 @dataclass(frozen=True, kw_only=True)
-class Read:
-    """Random clips of packed videos against the usual way and the limit; bytes, threads, memory."""
+class ReadBench:
+    """Random clips against webdataset + PyAV and against libavcodec alone; bytes, threads, memory."""
 
     videos: Path | None = None
     """Folder of CLASS/VIDEO. Default: synthetic H.264 clips of 320 x 240 are made."""
@@ -81,48 +70,48 @@ class Read:
     batch: int = 8
     """Clips in a batch."""
     batches: int = 24
-    """Batches in a turn of ours; the usual way reads a quarter of its clips."""
+    """Batches of ours in a turn; the usual way reads a quarter of the clips."""
     repeats: int = 7
     """Turns; the median counts."""
     threads: tuple[int, ...] = (1, 2)
-    """Numbers of decode threads that are set beside each other."""
+    """Numbers of decode threads to compare."""
     small_videos: int = 200
-    """Videos of 32 x 32 pixels, two a shard, for the next."""
+    """Videos of 32 x 32 pixels, two in a shard, for small_batches."""
     small_batches: int = 10_000
-    """Batches of their clips that memory is watched over."""
+    """Batches of their clips during which memory is measured."""
     json: Path | None = None
     """Write the tables as JSON to this file."""
 
     def __post_init__(self) -> None:
         counts = (self.num_videos, self.seconds, self.frames, self.batch, self.batches, self.repeats)
         if min(*counts, *self.threads, self.small_videos, self.small_batches) < 1:
-            raise ValueError("wanted at least one of everything that is counted")
+            raise ValueError("all counts must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of one item: seconds of the clock, and seconds that all threads of the process computed."""
+    """Cost of one item: seconds of the clock, and seconds that all threads of the process computed."""
 
     clock: float
     core: float
 
 
-def bench_read(job: Read) -> dict[str, list[dict[str, Any]]]:
-    """{title: rows}: clips, bytes, threads, memory; each with what is wanted."""
+def bench_read(job: ReadBench) -> Tables:
+    """Tables of clips, bytes, threads and memory, with targets."""
     with tempfile.TemporaryDirectory(prefix="grurcn-bench-") as name:
         folder = Path(name)
         videos = job.videos or make_videos(folder / "videos", job.num_videos, job.seconds)
         index = pack(videos, folder / "shards", Packing(), videos_per_shard=8)
-        as_they_came = plain_tar(videos, folder / "videos.tar")
+        originals = plain_tar(videos, folder / "videos.tar")
         small_videos = make_small_videos(folder / "small-videos", job.small_videos)
         small = pack(small_videos, folder / "small", replace(SMALL, copy=True), videos_per_shard=100)
         many = pack(small_videos, folder / "many", SMALL, videos_per_shard=2)
         return {
-            f"Random clips of {job.frames} frames, {len(index)} videos": clips_beside(index, as_they_came, job),
-            f"Bytes without decoding, samples of {size_of(index)}": bytes_beside(index, job),
-            f"Bytes without decoding, samples of {size_of(small)}": bytes_beside(small, job),
-            "Decode threads": threads_beside(index, job),
-            f"Memory and open files, small clips in {len(many.shards)} shards": memory_beside(many, job),
+            f"Random clips of {job.frames} frames, {len(index)} videos": compare_clips(index, originals, job),
+            f"Bytes without decoding, samples of {size_of(index)}": compare_bytes(index, job),
+            f"Bytes without decoding, samples of {size_of(small)}": compare_bytes(small, job),
+            "Decode threads": compare_threads(index, job),
+            f"Memory and open files, small clips in {len(many.shards)} shards": measure_memory(many, job),
         }
 
 
@@ -131,14 +120,16 @@ def size_of(index: Index) -> str:
 
 
 def another_process() -> ProcessPoolExecutor:
-    """One that begins as every Python process does."""
+    """A new Python process that shares nothing with this one."""
     return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """This thread, and all threads and processes that it starts in the block, on one core: two cores of a virtual machine are
-    often halves of one, and then the same work costs more of them when both compute."""
+    """Binds this thread, and the threads and processes that it starts in the block, to one core.
+
+    Two cores of a virtual machine are often halves of one: the same work takes longer when both compute.
+    """
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -151,7 +142,7 @@ def one_core() -> Iterator[None]:
 
 
 def measured(function: Callable[[], int]) -> Cost:
-    """What each of the items cost that function() says it did."""
+    """The cost of each item. function does the work and returns the number of items."""
     clock, core = time.perf_counter(), time.process_time()
     count = function()
     return Cost(clock=(time.perf_counter() - clock) / count, core=(time.process_time() - core) / count)
@@ -166,7 +157,7 @@ def in_turns(works: dict[str, Callable[[], Cost]], repeats: int) -> dict[str, li
 
 
 def ratio(costs: dict[str, list[Cost]], slower: str, faster: str, of: str = "core") -> float:
-    """How many times as fast one is as the other: the median of the turns."""
+    """How many times as fast `faster` is: the median of the turns."""
     pairs = zip(costs[slower], costs[faster], strict=True)
     return statistics.median(getattr(one, of) / getattr(other, of) for one, other in pairs)
 
@@ -182,30 +173,30 @@ def rates(costs: dict[str, list[Cost]], name: str) -> dict[str, float]:
 # Clips
 
 
-def clips_beside(index: Index, as_they_came: Path, job: Read) -> list[dict[str, Any]]:
+def compare_clips(index: Index, originals: Path, job: ReadBench) -> list[Row]:
     clips = ClipConfig(num_frames=job.frames)
     limit, seeds = Limit(index, clips, job), iter(range(job.repeats))
     with one_core(), another_process() as other:
         works = {
             "ours": lambda: ours(index, clips, job, decode_threads=1),
-            "usual way": lambda: other.submit(usual_way, as_they_came, job, next(seeds)).result(),
+            "usual way": lambda: other.submit(usual_way, originals, job, next(seeds)).result(),
             "limit": lambda: measured(limit.decode),
         }
         costs = in_turns(works, job.repeats)
-    wanted = {"ours": "", "usual way": "5 or more", "limit": "0.8 or more"}
+    targets = {"ours": "", "usual way": "5 or more", "limit": "0.8 or more"}
     return [
         {
             "what": name,
             **rates(costs, name),
             "ours / this, per core": ratio(costs, name, "ours"),
-            "wanted": wanted[name],
+            "target": targets[name],
         }
         for name in works
     ]
 
 
-def ours(index: Index, clips: ClipConfig, job: Read, decode_threads: int) -> Cost:
-    """Of a clip, once reading is under way."""
+def ours(index: Index, clips: ClipConfig, job: ReadBench, decode_threads: int) -> Cost:
+    """Cost of a clip, after the first batches."""
     reading = Reading(decode_threads=decode_threads)
     order = order_of(index, job.batch)
     with closing(train_batches(index, clips, order, rank=0, world_size=1, reading=reading)) as batches:
@@ -218,22 +209,22 @@ def order_of(index: Index, batch: int) -> Order:
     return Order([shard.samples for shard in index.shards], min(batch, len(index)), seed=0)
 
 
-def usual_way(tar: Path, job: Read, seed: int) -> Cost:
-    """Of a random clip of the videos as they came, as RGB, once webdataset has filled its shuffle buffer."""
+def usual_way(tar: Path, job: ReadBench, seed: int) -> Cost:
+    """Cost of a random RGB clip of the original videos, after webdataset has filled its shuffle buffer."""
     rng = np.random.default_rng(seed)
 
     def clip(sample: dict[str, Any]) -> np.ndarray:
         [data] = [value for key, value in sample.items() if not key.startswith("__") and key != "cls"]
         return rgb_clip(data, job.frames, rng)
 
-    samples: Any = WebDataset([str(tar)], shardshuffle=False, empty_check=False)  # its methods say too little of theirs
+    samples: Any = WebDataset([str(tar)], shardshuffle=False, empty_check=False)  # its methods have no types
     clips = iter(samples.repeat().shuffle(100).map(clip))
     next(clips)
     return measured(lambda: sum(1 for _ in islice(clips, max(1, job.batches * job.batch // 4))))
 
 
 def rgb_clip(data: bytes, num_frames: int, rng: np.random.Generator) -> np.ndarray:
-    """(T, H, W, 3) uint8: consecutive frames from a random place on; fewer where the video has no more."""
+    """(T, H, W, 3) uint8: consecutive frames from a random start; fewer if the video ends before."""
     with av.open(io.BytesIO(data), "r", metadata_errors="ignore") as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -252,9 +243,9 @@ def rgb_clip(data: bytes, num_frames: int, rng: np.random.Generator) -> np.ndarr
 
 
 class Limit:
-    """The packets of the clips that `ours` reads in its turn, and a decoder a video."""
+    """The packets of the clips that `ours` reads in its turn, and a decoder for each video."""
 
-    def __init__(self, index: Index, clips: ClipConfig, job: Read):
+    def __init__(self, index: Index, clips: ClipConfig, job: ReadBench):
         lanes = range(min(job.batch, len(index)))
         source = train_source(index, clips, order_of(index, job.batch), lanes, (0, 0))
         first, count = WARM_BATCHES * len(lanes), job.batches * len(lanes)
@@ -283,7 +274,7 @@ def new_decoder(stream: VideoStream) -> VideoCodecContext:
 
 
 def packets_of(container: InputContainer, frames: np.ndarray) -> list[av.Packet]:
-    """The packets from the last key frame before the first frame to that with the last one, in the order of decoding."""
+    """The packets from the last key frame before the clip to the clip's last frame, in the order of decoding."""
     packets = [packet for packet in container.demux(video=0) if packet.size]
     times = [packet.pts or 0 for packet in packets]
     shown = {time: number for number, time in enumerate(sorted(times))}
@@ -296,7 +287,7 @@ def packets_of(container: InputContainer, frames: np.ndarray) -> list[av.Packet]
 # Bytes
 
 
-def bytes_beside(index: Index, job: Read) -> list[dict[str, Any]]:
+def compare_bytes(index: Index, job: ReadBench) -> list[Row]:
     clips, reading, lanes = ClipConfig(num_frames=1), Reading(), range(min(job.batch, len(index)))
     count = 4 * job.batches * job.batch
     tars = [f"{index.url}/{shard.name}" for shard in index.shards]
@@ -317,20 +308,20 @@ def bytes_beside(index: Index, job: Read) -> list[dict[str, Any]]:
             **rates(costs, "ours"),
             "ours / this": 1.0,
             "per core": 1.0,
-            "wanted": "",
+            "target": "",
         },
         {
             "what": "webdataset: one tar after the other",
             **rates(costs, "peer"),
             "ours / this": ratio(costs, "peer", "ours", of="clock"),
             "per core": ratio(costs, "peer", "ours"),
-            "wanted": "3 or more",
+            "target": "3 or more",
         },
     ]
 
 
 def peer_bytes(tars: list[str], count: int) -> Cost:
-    """Of a sample as webdataset gives it: its members' bytes."""
+    """Cost of the bytes of a sample in webdataset."""
     samples = iter(WebDataset(tars, shardshuffle=False, empty_check=False).repeat())
     next(samples)
     return measured(lambda: sum(1 for _ in islice(samples, count)))
@@ -339,7 +330,7 @@ def peer_bytes(tars: list[str], count: int) -> Cost:
 # Threads and memory
 
 
-def threads_beside(index: Index, job: Read) -> list[dict[str, Any]]:
+def compare_threads(index: Index, job: ReadBench) -> list[Row]:
     clips = ClipConfig(num_frames=job.frames)
     works = {f"{count} decode threads": partial(ours, index, clips, job, decode_threads=count) for count in job.threads}
     costs = in_turns(works, job.repeats)
@@ -349,20 +340,20 @@ def threads_beside(index: Index, job: Read) -> list[dict[str, Any]]:
     ]
 
 
-def memory_beside(index: Index, job: Read) -> list[dict[str, Any]]:
-    """Of a process that does nothing else: resident memory after many batches and after many more; most files open."""
+def measure_memory(index: Index, job: ReadBench) -> list[Row]:
+    """Resident memory of a process that only reads, after many batches and after many more, and its open files."""
     with another_process() as other:
         half_way, early, late, files = other.submit(memory_of, index.url, job).result()
     return [
-        {"what": f"resident after {half_way:,} batches", "measured": f"{early / 2**20:.1f} MiB", "wanted": ""},
-        {"what": f"resident after {job.small_batches:,} batches", "measured": f"{late / 2**20:.1f} MiB", "wanted": ""},
-        {"what": "the latter / the former", "measured": f"{late / early:.3f}", "wanted": "at most 1.05"},
-        {"what": "files open at once, above those at the start", "measured": f"{files}", "wanted": "at most 70"},
+        {"what": f"resident after {half_way:,} batches", "measured": f"{early / 2**20:.1f} MiB", "target": ""},
+        {"what": f"resident after {job.small_batches:,} batches", "measured": f"{late / 2**20:.1f} MiB", "target": ""},
+        {"what": "the second / the first", "measured": f"{late / early:.3f}", "target": "at most 1.05"},
+        {"what": "files open at once, above those at the start", "measured": f"{files}", "target": "at most 70"},
     ]
 
 
-def memory_of(shards: str, job: Read) -> tuple[int, int, int, int]:
-    """(batches, resident bytes after them, resident bytes after all batches, most files that were opened at once)"""
+def memory_of(shards: str, job: ReadBench) -> tuple[int, int, int, int]:
+    """(batches, resident bytes after them, resident bytes after all batches, the most files open at once)"""
     index, process = Index(shards, "train"), psutil.Process()
     clips, order = ClipConfig(num_frames=4, size=16), order_of(index, job.batch)
     half_way = max(1, min(MANY_BATCHES, job.small_batches // 2))
@@ -375,65 +366,8 @@ def memory_of(shards: str, job: Read) -> tuple[int, int, int, int]:
     return half_way, memory[half_way], memory[job.small_batches], most_files
 
 
-# Data
-
-
-def make_videos(folder: Path, count: int, seconds: int) -> Path:
-    """Clips as videos come: H.264 with key frames every 250 frames, 320 x 240, a folder a kind of picture."""
-
-    def make(number: int) -> None:
-        kind, version = number % len(PICTURES), number // len(PICTURES)
-        path = folder / f"kind{kind}" / f"{version:03}.mp4"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        source = f"{PICTURES[kind] % version},noise=alls=6:allf=t"
-        options = ("-t", seconds, "-c:v", "libx264", "-g", 250, "-pix_fmt", "yuv420p", "-threads", 1)
-        ffmpeg("-f", "lavfi", "-i", source, *options, path)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(make, range(count)))
-    return folder
-
-
-def make_small_videos(folder: Path, count: int) -> Path:
-    """Clips of SMALL_FRAMES frames, cut from one video."""
-    parts, cuts = folder / "parts", range(SMALL_FRAMES, SMALL_FRAMES * count, SMALL_FRAMES)
-    parts.mkdir(parents=True)
-    ffmpeg(
-        *("-f", "lavfi", "-i", "testsrc2=size=32x32:rate=25", "-frames:v", SMALL_FRAMES * count),
-        *(
-            "-c:v",
-            "libx264",
-            "-preset",
-            "ultrafast",
-            "-g",
-            SMALL_FRAMES,
-            "-keyint_min",
-            SMALL_FRAMES,
-            "-sc_threshold",
-            0,
-        ),
-        *("-f", "segment", "-segment_frames", ",".join(map(str, cuts)), "-reset_timestamps", 1, parts / "%04d.mp4"),
-    )
-    return folder
-
-
-def ffmpeg(*args: object) -> None:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *map(str, args)]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-
-
-def pack(videos: Path, folder: Path, packing: Packing, videos_per_shard: int) -> Index:
-    """All videos of CLASS/VIDEO folders as training samples, packed with as many processes as cores."""
-    listing = Folder(videos=videos, val_share=0, test_share=0).entries()
-    plan = plan_packing(folder, listing, packing, videos_per_shard, seed=0, source={"kind": "bench"})
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda shard: list(pack_shard(plan.url, shard, plan.classes)), open_target(plan)))
-    finish_packing(plan)
-    return Index(folder, "train")
-
-
 def plain_tar(videos: Path, tar: Path) -> Path:
-    """The videos as they came, as people put them into a WebDataset tar: KEY.mp4 (or another suffix) and KEY.cls."""
+    """A usual WebDataset tar of the original videos: KEY.mp4 (or another suffix) and KEY.cls."""
     with TarWriter(str(tar)) as writer:
         for number, path in enumerate(sorted(path for path in videos.glob("*/*") if path.is_file())):
             sample = {"__key__": f"{number:06}", path.suffix[1:].lower(): path.read_bytes(), "cls": path.parent.name}

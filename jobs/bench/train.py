@@ -1,7 +1,7 @@
-"""Training with the loader beside the same steps on one batch held in memory; and from a slow store beside a folder.
+"""Training with its loader against the same steps on one batch in memory; and from a slow store against a folder.
 
-One run of grurcn.training.loop's own loop takes its batches from one reader for some steps, then from the other, and so on: what
-disturbs the machine disturbs both. Each turn's reader starts anew, and the steps in which it gets under way do not count.
+One run takes its batches from one reader for some steps, then from the other, and so on: other work on the machine slows both
+alike. Each turn starts its reader anew, and the first step of a turn does not count.
 """
 
 import json
@@ -18,34 +18,35 @@ from typing import Any
 import torch
 
 from grurcn.training.recipes import Recipe, changed, demo, gru_rcn
-from jobs.bench.read import make_videos
+from jobs.bench.data import make_videos, pack
+from jobs.bench.tables import Row, Tables
 from shards.index import Index
-from shards.packing.sources import Folder
 from shards.reading.clips import ClipConfig
 from shards.reading.order import Order
 from shards.reading.stream import ClipBatch, train_batches
 from shards.store import Store
+from shards.synthetic import SIZE, make_motion_videos
 from shards.video import Packing
 
-DEMO_VIDEOS = 12  # of each motion
+DEMO_VIDEOS = 12  # of each class
 Batches = Iterator[tuple[tuple[int, int], ClipBatch]]
 Reader = Callable[..., Batches]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainBench:
-    """The training loop with and without its loader, and with a store that takes its time."""
+    """Training against the same loop on one batch in memory; and from a slow store."""
 
     workers: int = 2
     """Ray Train workers; 0 trains in this process."""
     batch: int | None = None
-    """Videos in a step of the paper's model. Default: one a worker on a CPU, 64 a worker on a GPU."""
+    """Global batch of the paper's model. Default: one video a worker on a CPU, 64 on a GPU."""
     width: float | None = None
-    """Of the paper's model's trunk. Default: half on a CPU, whole on a GPU."""
+    """Width of the paper's trunk, as a fraction. Default: 0.5 on a CPU, 1 on a GPU."""
     size: int = 224
-    """Height and width of the frames that it sees."""
+    """Height and width of its frames."""
     num_videos: int = 12
-    """Synthetic clips for the paper's model."""
+    """Synthetic videos for the paper's model."""
     seconds: int = 6
     """Length of each of them."""
     turns: int = 5
@@ -55,7 +56,7 @@ class TrainBench:
     demo_steps: int = 30
     """Steps of the demo's model in a turn."""
     delay_seconds: float = 0.1
-    """That the slow store waits before each answer."""
+    """Seconds that the slow store waits before each answer."""
     json: Path | None = None
     """Write the tables as JSON to this file."""
 
@@ -65,29 +66,33 @@ class TrainBench:
             or self.workers < 0
             or self.delay_seconds < 0
         ):
-            raise ValueError("wanted at least one video, second and turn, two steps, and no negative workers or delay")
+            raise ValueError(
+                "expected at least one video, second and turn, two steps, and no negative workers or delay"
+            )
 
 
-def bench_train(job: TrainBench) -> dict[str, list[dict[str, Any]]]:
-    """{title: rows}: clips a second with each reader, their ratio, and the share of time that waits for data."""
+def bench_train(job: TrainBench) -> Tables:
+    """Clips a second with each reader, their ratio, and the fraction of time that waits for data."""
     with tempfile.TemporaryDirectory(prefix="grurcn-bench-") as name:
         folder = Path(name)
         paper = paper_recipe(job)
         readers: dict[str, Reader] = {"loader": train_batches, "one batch in memory": one_batch}
         title = f"gru-rcn at {paper.clips.size} x {paper.clips.size}, batch {paper.global_batch}, {job.workers} workers"
         tables = {
-            title: beside(paper, paper_shards(folder / "paper", job), readers, job.steps, "0.97 or more", folder, job)
+            title: compare_readers(
+                paper, paper_shards(folder / "paper", job), readers, job.steps, "0.97 or more", folder, job
+            )
         }
         slow = partial(slow_batches, delay_seconds=job.delay_seconds)
         readers = {f"{job.delay_seconds * 1e3:.0f} ms an answer": slow, "folder": train_batches}
         shards = demo_shards(folder / "demo")
         title = f"the demo, batch {demo().global_batch}, {job.workers} workers"
-        tables[title] = beside(demo(), shards, readers, job.demo_steps, "0.9 or more", folder, job)
+        tables[title] = compare_readers(demo(), shards, readers, job.demo_steps, "0.9 or more", folder, job)
         return tables
 
 
 def paper_recipe(job: TrainBench) -> Recipe:
-    """The paper's model over a trunk without pretrained weights, which stays as it is."""
+    """The paper's model over a frozen trunk without pretrained weights."""
     gpu = torch.cuda.is_available()
     width = job.width or (1.0 if gpu else 0.5)
     batch = job.batch or max(1, job.workers) * (64 if gpu else 1)
@@ -99,7 +104,7 @@ def paper_recipe(job: TrainBench) -> Recipe:
 
 
 def one_batch(*args: Any, **options: Any) -> Batches:
-    """The first batch that train_batches gives, again and again; nothing is read any more."""
+    """The first batch of train_batches, again and again; nothing more is read."""
     with closing(train_batches(*args, **options)) as batches:
         first = next(batches)
     while True:
@@ -107,14 +112,14 @@ def one_batch(*args: Any, **options: Any) -> Batches:
 
 
 def slow_batches(index: Index, *args: Any, delay_seconds: float, **options: Any) -> Batches:
-    """train_batches from a store that takes its time for each answer."""
+    """train_batches from a slow store."""
     slow: Any = Index(index.url, index.split)
     slow.store, slow.shard_store = SlowStore(slow.store, delay_seconds), SlowStore(slow.shard_store, delay_seconds)
     yield from train_batches(slow, *args, **options)
 
 
 class SlowStore:
-    """A store whose every read takes so much longer."""
+    """A store whose every read takes longer."""
 
     def __init__(self, store: Store, delay_seconds: float):
         self.store, self.delay_seconds = store, delay_seconds
@@ -139,8 +144,10 @@ def in_turns(
     start: tuple[int, int],
     **options: Any,
 ) -> Generator[tuple[tuple[int, int], ClipBatch], None, None]:
-    """Batches of one reader for some steps, then of the next. Writes down what the steps of each turn took: {reader: [turns of
-    [seconds of a step, seconds of it that waited for the batch]]}, from one request for a batch to the next.
+    """Yields batches of one reader for some steps, then of the next.
+
+    Rank 0 writes the file `record` as {reader: [turns of [seconds of a step, seconds of it that waited for the batch]]}. A step
+    is from one request for a batch to the next.
     """
     turns: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in readers}
     try:
@@ -162,21 +169,21 @@ def in_turns(
 # Runs
 
 
-def beside(
+def compare_readers(
     recipe: Recipe,
     shards: str,
     readers: dict[str, Reader],
     steps: int,
-    wanted: str,
+    target: str,
     folder: Path,
     job: TrainBench,
-) -> list[dict[str, Any]]:
-    """The first reader's speed over the others', of whole turns."""
+) -> list[Row]:
+    """Trains with the readers in turns, and compares the first one's speed with the others'."""
     from cluster.workers.options import Workers
     from grurcn.training.loop import train_worker
     from jobs import train
 
-    num_steps = steps * len(readers) * job.turns + 1  # of the last step nobody sees the end
+    num_steps = steps * len(readers) * job.turns + 1  # the end of the last step is not measured
     recipe = changed(recipe, num_steps=num_steps, val_every=num_steps, patience=0)
     record = folder / "record.json"
     training = train.Train(
@@ -189,13 +196,13 @@ def beside(
     )
     read = partial(in_turns, readers=readers, steps=steps, record=str(record))
     train.main("bench", training, partial(train_worker, read=read))
-    return rows_of(json.loads(record.read_text()), recipe.global_batch, job.turns, wanted)
+    return rows_of(json.loads(record.read_text()), recipe.global_batch, job.turns, target)
 
 
 def rows_of(
-    record: dict[str, list[list[tuple[float, float]]]], global_batch: int, num_turns: int, wanted: str
-) -> list[dict[str, Any]]:
-    """A row a reader: the median of its turns, of each the median step without the first."""
+    record: dict[str, list[list[tuple[float, float]]]], global_batch: int, num_turns: int, target: str
+) -> list[Row]:
+    """A row for each reader: the median over its turns of each turn's median step, without the first."""
     ours = next(iter(record))
     seconds = {
         name: [statistics.median(step for step, _ in turn[1:]) for turn in turns[:num_turns]]
@@ -214,31 +221,20 @@ def rows_of(
             "first / this": statistics.median(
                 other / one for one, other in zip(seconds[ours], seconds[name], strict=True)
             ),
-            "wanted": "" if name == ours else wanted,
+            "target": "" if name == ours else target,
         }
         for name in record
     ]
 
 
 def paper_shards(folder: Path, job: TrainBench) -> str:
-    """Synthetic clips, packed as any."""
-    return packed(make_videos(folder / "videos", job.num_videos, job.seconds), folder / "shards", Packing())
+    """Shards of synthetic videos of the usual size."""
+    videos = make_videos(folder / "videos", job.num_videos, job.seconds)
+    return pack(videos, folder / "shards", Packing(), videos_per_shard=8, val_share=0.1).url
 
 
 def demo_shards(folder: Path) -> str:
-    """The demo's videos, fewer of them."""
-    from jobs.demo.__main__ import make_videos
-    from jobs.demo.videos import SIZE
-
-    make_videos(folder / "videos", DEMO_VIDEOS)
-    return packed(folder / "videos", folder / "shards", Packing(width=SIZE, height=SIZE))
-
-
-def packed(videos: Path, folder: Path, packing: Packing) -> str:
-    from jobs import make_shards
-
-    source = Folder(videos=videos, val_share=0.1, test_share=0)
-    make_shards.main(
-        make_shards.MakeShards(source=source, out=str(folder), packing=packing, videos_per_shard=8, workers=0)
-    )
-    return str(folder)
+    """Shards of the demo's videos, but fewer."""
+    make_motion_videos(folder / "videos", DEMO_VIDEOS)
+    packing = Packing(width=SIZE, height=SIZE)
+    return pack(folder / "videos", folder / "shards", packing, videos_per_shard=8, val_share=0.1).url

@@ -1,138 +1,128 @@
-"""The whole path in a few minutes: make videos, pack them, train on Ray with DeepSpeed, evaluate, track in MLflow.
+"""Run everything once on synthetic videos: pack, train on Ray with DeepSpeed, evaluate, track in MLflow.
 
     make demo
-    python -m jobs.demo caption         captioning instead: python -m jobs.demo caption --help
+    python -m jobs.demo                                             classify motions: 3 to 5 minutes on two cores
+    python -m jobs.demo caption                                     caption videos: 4 minutes on two cores
+    python -m jobs.demo videos --out data/videos --per-class 20     only make the videos
 
 The videos show one shape that moves left, right, up, down, grows, shrinks, or turns either way. Its place, size and angle
 wrap around, so that each single frame is equally likely in every class: only the order of frames tells them apart. GRU-RCN
 sees it; the same trunk on single frames stays near chance.
 
-FOLDER/result.json and --json FILE hold: gru_rcn_top1, single_frame_top1, chance, seconds, peak_memory_bytes, folder.
+--json FILE holds (FOLDER/result.json too):
+  motions   gru_rcn_top1, single_frame_top1, chance, seconds, peak_memory_bytes, folder
+  caption   gru_rcn_motion, single_frame_motion (fraction of unseen videos whose motion is named right), gru_rcn_scores,
+            single_frame_scores, chance, classifier_top1, seconds, peak_memory_bytes, folder
+  videos    out, classes, videos
 """
 
-import json
 import shutil
-import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from rich.console import Console
-from rich.table import Table
 
 from cluster.checkpoints.run_folder import write_json
-from cluster.progress import duration
+from cluster.progress import Bar, duration
 from cluster.tracking.server import tracking_uri, ui_command
-from cluster.workers.connect import start_ray
-from cluster.workers.options import Workers
-from grurcn.training.recipes import RECIPES
-from jobs import evaluate, make_shards, train
-from jobs.bench.memory import PeakMemory
-from jobs.command import command_line, finish, run_command
-from jobs.demo import caption as demo_caption
-from jobs.demo.videos import MOTIONS, SIZE, make_videos
-from shards.packing.sources import Folder
+from jobs.command import Command, finish, subcommands
+from jobs.demo.captions import caption_videos
+from jobs.demo.motions import classify_motions
+from jobs.memory import PeakMemory
 from shards.store import open_store
-from shards.video import Packing
-
-VIDEOS_PER_CLASS = 130
+from shards.synthetic import MOTIONS, make_motion_videos
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
-    """Options of the demo."""
+class MotionDemo:
+    """Classify motions (the default)."""
 
     folder: Path = Path("demo")
-    """Where videos, shards and runs go. An interrupted demo goes on; a finished one starts anew."""
+    """Folder of videos, shards and runs. An interrupted demo is resumed; a finished one starts anew."""
     workers: int = 2
     """Ray Train workers."""
     json: Path | None = None
     """Write the result as JSON to this file."""
 
 
-def main(job: Demo) -> int:
-    """Runs every step and prints what came out; status 1 if GRU-RCN did not learn the motion."""
+@dataclass(frozen=True, kw_only=True)
+class CaptionDemo:
+    """Train GRU-RCN to classify motions, then an attention LSTM over its states to caption them.
+
+    A shape moves in one direction, then in another. Over GRU-RCN the decoder learns to say "a red square moves left, then
+    up". Over single frames of the same trunk it learns the colours and shapes, but cannot know the motion.
+    """
+
+    folder: Path = Path("demo-caption")
+    """Folder of videos, shards and runs. An interrupted demo is resumed; a finished one starts anew."""
+    workers: int = 2
+    """Ray Train workers."""
+    json: Path | None = None
+    """Write the result as JSON to this file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeVideos:
+    """Only make videos to try things with: one folder a class. Existing videos are kept."""
+
+    out: Path
+    """Folder of the classes' folders."""
+    per_class: int = 20
+    """Videos of each class."""
+    json: Path | None = None
+    """Write the result as JSON to this file."""
+
+    def __post_init__(self) -> None:
+        if self.per_class < 1:
+            raise ValueError(f"per_class: found {self.per_class}; expected at least 1")
+
+
+def main(job: MotionDemo | CaptionDemo | MakeVideos) -> int:
+    """Returns status 1 if GRU-RCN did not learn the motion, or single frames did."""
+    if isinstance(job, MakeVideos):
+        return make_videos(job)
     started = time.monotonic()
     folder = job.folder.absolute()
     if (folder / "result.json").exists():
         shutil.rmtree(folder)
     with PeakMemory() as memory:
-        print(
-            f"1. Videos of {len(MOTIONS)} motions that no single frame tells apart: {folder / 'videos'}",
-            flush=True,
-        )
-        make_videos(folder / "videos", VIDEOS_PER_CLASS)
-        print("2. Packing them into WebDataset shards", flush=True)
-        start_ray()
-        make_shards.main(
-            make_shards.MakeShards(
-                source=Folder(videos=folder / "videos"),
-                out=str(folder / "shards"),
-                packing=Packing(width=SIZE, height=SIZE),
-            )
-        )
-        print("3. Training GRU-RCN, then the same trunk on single frames", flush=True)
-        accuracy = {name: train_and_evaluate(name, folder, job.workers) for name in ("demo", "demo-frames")}
+        demo = classify_motions if isinstance(job, MotionDemo) else caption_videos
+        outcome = demo(folder, job.workers)
         ray.shutdown()
+    seconds = time.monotonic() - started
     result = {
-        "gru_rcn_top1": accuracy["demo"],
-        "single_frame_top1": accuracy["demo-frames"],
-        "chance": 1 / len(MOTIONS),
-        "seconds": time.monotonic() - started,
-        "peak_memory_bytes": memory.peak_bytes,
-        "folder": str(folder),
-    }
+        **asdict(outcome.scores), "seconds": seconds, "peak_memory_bytes": memory.peak_bytes, "folder": str(folder)
+    }  # fmt: skip
     write_json(open_store(folder), "result.json", result)
-    show(result)
+    Console().print(outcome.table)
+    for line in outcome.examples:
+        print(line)
     finish(
-        f"demo finished in {duration(result['seconds'])}, at most {result['peak_memory_bytes'] / 2**30:.1f} GiB of memory; "
+        f"demo finished in {duration(seconds)}, at most {memory.peak_bytes / 2**30:.1f} GiB of memory; "
         f"result in {folder / 'result.json'}; look at the runs: .venv/bin/{ui_command(tracking_uri(folder / 'runs'))}",
         result,
         job.json,
     )
-    return 0 if result["gru_rcn_top1"] > 0.9 > 0.5 > result["single_frame_top1"] else 1
+    return 0 if outcome.has_learned else 1
 
 
-def train_and_evaluate(name: str, folder: Path, workers: int) -> float:
-    """Top-1 accuracy of a recipe on the test videos."""
-    shards, runs = str(folder / "shards"), folder / "runs"
-    on = Workers(workers=workers)
-    train.main(
-        name,
-        train.Train(
-            recipe=RECIPES[name](),
-            shards=shards,
-            storage=str(runs),
-            experiment="demo",
-            on=on,
-            log_every=40,
-            register=f"grurcn-{name}",
-        ),
+def make_videos(job: MakeVideos) -> int:
+    total = job.per_class * len(MOTIONS)
+    with Bar("drawing", "videos", total) as bar:
+        make_motion_videos(job.out, job.per_class, bar.advance)
+    finish(
+        f"made {total:,} videos of {len(MOTIONS)} classes: {job.out}",
+        {"out": str(job.out.absolute()), "classes": len(MOTIONS), "videos": total},
+        job.json,
     )
-    json_file = folder / f"{name}.json"
-    evaluate.main(evaluate.Evaluate(run=str(runs / name), shards=shards, clips=3, views=5, json=json_file))
-    return json.loads(json_file.read_text())["top1"]
+    return 0
 
 
-def show(result: dict[str, Any]) -> None:
-    table = Table(title="Accuracy on unseen videos")
-    table.add_column("model")
-    table.add_column("top-1", justify="right")
-    table.add_row("GRU-RCN", f"{result['gru_rcn_top1']:.3f}")
-    table.add_row("same trunk, single frames averaged", f"{result['single_frame_top1']:.3f}")
-    table.add_row("chance", f"{result['chance']:.3f}")
-    Console().print(table)
-
-
-def run() -> int:
-    """The demo that the command line names."""
-    if sys.argv[1:2] == ["caption"]:
-        about = demo_caption.__doc__ or ""
-        return demo_caption.main(command_line(demo_caption.CaptionDemo, about, sys.argv[2:], subcommand="caption"))
-    return main(command_line(Demo, __doc__ or ""))
-
+COMMAND = Command(
+    subcommands({"motions": MotionDemo, "caption": CaptionDemo, "videos": MakeVideos}, default="motions"), main, __doc__
+)
 
 if __name__ == "__main__":
-    run_command(run)
+    COMMAND.run()

@@ -26,7 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from jobs.command import command_line, finish, run_command
+from jobs.command import Command, finish
 from jobs.doctor.access import judge_access
 from jobs.doctor.findings import Finding, judge, ok, wrong
 from jobs.doctor.machine import Facts, Order, absolute_order, gather
@@ -181,5 +181,7 @@ def facts_for_programs(machine: Facts) -> dict[str, Any]:
     return dataclasses.asdict(shown)
 
 
+COMMAND = Command(Doctor, main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(command_line(Doctor, __doc__ or "")))
+    COMMAND.run()

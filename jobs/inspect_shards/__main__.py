@@ -14,9 +14,7 @@ A data set is a folder or a URL: s3://, gs://, http://. Only `index` writes ther
   index     out, tars_at, classes, captions, videos, shards, rejected, rejected_list, bytes, packing, seconds
 """
 
-import tyro
-
-from jobs.command import STYLE, fail, prog, readable_help, run_command
+from jobs.command import Command, subcommands
 from jobs.inspect_shards.index import MakeIndex, make_index
 from jobs.inspect_shards.info import Info, info
 from jobs.inspect_shards.preview import Preview, preview
@@ -24,15 +22,6 @@ from jobs.inspect_shards.verify import Verify, verify
 
 Job = Info | Verify | Preview | MakeIndex
 JOBS = {"info": Info, "verify": Verify, "preview": Preview, "index": MakeIndex}
-
-
-def parse(args: list[str] | None = None) -> Job:
-    try:
-        with readable_help():
-            return tyro.extras.subcommand_cli_from_dict(JOBS, prog=prog(), description=__doc__, args=args, config=STYLE)
-    except ValueError as error:  # of options that fit together with none
-        fail(error, status=2)
-        raise
 
 
 def main(job: Job) -> int:
@@ -47,5 +36,7 @@ def main(job: Job) -> int:
             return make_index(job)
 
 
+COMMAND = Command(subcommands(JOBS), main, __doc__)
+
 if __name__ == "__main__":
-    run_command(lambda: main(parse()))
+    COMMAND.run()

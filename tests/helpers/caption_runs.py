@@ -15,7 +15,7 @@ from grurcn.models.encoder import PartConfig
 from grurcn.training.caption_recipes import CaptionRecipe
 from grurcn.training.captioning import build_captioner
 from grurcn.training.encoders import build_encoder, described, weights_digest
-from jobs.demo.videos import SIZE
+from shards.synthetic import SIZE
 from shards.video import Packing
 
 SEGMENTS, OFFSETS = 5, (0, 1, 4)

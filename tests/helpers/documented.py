@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import importlib
 import io
 import itertools
 import os
@@ -22,22 +21,17 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from jobs.__main__ import NAMES, load
+
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
-HELPERS = ("doctor_device", "bench_soak")  # run by other jobs, not typed by people
-JOBS = tuple(
-    sorted(
-        path.stem
-        for path in (ROOT / "jobs").glob("*.py")
-        if '\nif __name__ == "__main__":' in path.read_text() and path.stem not in HELPERS
-    )
-)
+COMMAND_NAMES = tuple(NAMES)
 
 # What stands in the documentation for something of the reader's, where a command line wants more than any word.
 PLACEHOLDERS = {"N": "1", "RECIPE": "gru-rcn", "$s": "0"}
 LEFT_OUT = ("...", "options")  # and whatever else belongs there
 ENDS = "|><;&"  # a command in a line of the shell
-A_JOB = re.compile(r"python -m jobs\.(\w+)")
+A_COMMAND = re.compile(r"(?:python -m jobs\.|(?:^|(?<=-- ))grurcn )([a-z]\w*)", re.MULTILINE)
 WHAT_FOLLOWS = re.compile(r"\s{3,}\S.*")  # in docstrings a remark stands beside a command
 
 
@@ -52,11 +46,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Typed:
-    """A command line of a job, as it is documented."""
+    """A command line, as it is documented."""
 
     where: str  # file:line
-    job: str
-    text: str  # what follows the job's name
+    command: str
+    text: str  # what follows the command's name
 
 
 # Reading
@@ -116,31 +110,31 @@ def command_lines(code: str) -> Iterator[tuple[int, str]]:
 
 
 def typed_in(code: str, where: str, first_line: int) -> list[Typed]:
-    """The jobs that are called in a block of code."""
+    """The commands that are called in a block of code."""
     return [
         Typed(f"{where}:{first_line + number}", found[1], line[found.end() :])
         for number, line in command_lines(code)
-        for found in A_JOB.finditer(line)
+        for found in A_COMMAND.finditer(line)
     ]
 
 
 def documented_commands() -> list[Typed]:
-    """All command lines of jobs in the pages' blocks of code, and in the docstrings of jobs/*.py; each text once."""
+    """All command lines in the pages' blocks of code and in the docstrings of jobs/; each text once."""
     found = []
     for path in PAGES:
         for block in blocks(path.read_text()):
             found += typed_in(block.text, path.relative_to(ROOT).as_posix(), block.line)
-    for path in sorted((ROOT / "jobs").glob("*.py")):
+    for path in sorted((ROOT / "jobs").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (doc := ast.get_docstring(node)):
                 line = node.body[0].lineno
                 for block in blocks(doc):
                     found += typed_in(block.text, path.relative_to(ROOT).as_posix(), line + block.line - 1)
-    return list({(each.job, each.text): each for each in reversed(found)}.values())[::-1]
+    return list({(each.command, each.text): each for each in reversed(found)}.values())[::-1]
 
 
 def words_of(text: str) -> list[str]:
-    """What a shell would hand to the job: without comments, remarks and what follows the command, placeholders filled in."""
+    """What a shell would pass to the command: without comments, remarks and what follows the command, placeholders filled in."""
     text = WHAT_FOLLOWS.sub("", text).replace("[", "").replace("]", "")
     shell = shlex.shlex(text, posix=True, punctuation_chars=ENDS)
     shell.whitespace_split = True
@@ -148,93 +142,68 @@ def words_of(text: str) -> list[str]:
     return [PLACEHOLDERS.get(word, word) for word in command if word not in LEFT_OUT]
 
 
-# The jobs' own command lines
+# The commands' own command lines
 
 
 class StaleCommand(ValueError):
-    """A documented command that its job does not take."""
+    """A documented command that this package does not accept."""
 
 
-def parse(job: str, words: Sequence[str]) -> Any:
-    """What the job's main() would be called with: its command line is read as when it is typed, and nothing runs.
+def parse(name: str, words: Sequence[str]) -> Any:
+    """The options that a command reads from these words. Nothing runs.
 
-    Raises StaleCommand, with what the job says of it, if it does not take these words.
+    Raises StaleCommand, with what the command printed, if it does not accept them.
     """
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            return called_with(job, words)
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            return load(name).parse(words, f"python -m jobs.{name}")
     except SystemExit as exit:
         if not exit.code:
             return None  # --help
-        raise StaleCommand(f"python -m jobs.{job} {shlex.join(words)}: status {exit.code}\n{said.getvalue()}") from None
-
-
-def help_of(job: str, *words: str, columns: int = 110) -> str:
-    """What `--help` prints on a terminal so wide. Raises StaleCommand if it does not end with status 0."""
-    said, status = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), None  # a terminal that has the characters of boxes
-    with contextlib.redirect_stdout(said), patch.dict(os.environ, COLUMNS=str(columns)):
-        try:
-            called_with(job, [*words, "--help"])
-        except SystemExit as exit:
-            status = exit.code
-    said.seek(0)
-    text = said.read()
-    if status != 0:
-        raise StaleCommand(f"python -m jobs.{job} {shlex.join(words)} --help: status {status}\n{text}")
-    return text
-
-
-def called_with(job: str, words: Sequence[str]) -> Any:
-    """Does what stands under `if __name__ == "__main__":`, with a main() that gives back what it is given."""
-    path = ROOT / "jobs" / f"{job}.py"
-    module = importlib.import_module(f"jobs.{job}")
-    given: list[Any] = []
-
-    def main(*args: Any) -> int:
-        given.extend(args)
-        return 0
-
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(patch.object(sys, "argv", [str(path), *words]))
-        stack.enter_context(patch.object(module, "main", main))
-        stack.enter_context(patch.object(module, "run_command", lambda work: work()))
-        if job == "demo":
-            stack.enter_context(patch.object(importlib.import_module("jobs.demo.caption"), "main", main))
-        exec(started_by(path), vars(module))
-    return given[-1]
+        raise StaleCommand(
+            f"python -m jobs.{name} {shlex.join(words)}: status {exit.code}\n{printed.getvalue()}"
+        ) from None
 
 
 @cache
-def started_by(path: Path) -> Any:
-    """The code under `if __name__ == "__main__":`."""
-    last = ast.parse(path.read_text()).body[-1]
-    assert isinstance(last, ast.If), path
-    return compile(ast.Module(body=last.body, type_ignores=[]), str(path), "exec")
+def help_of(name: str, *words: str, columns: int = 110) -> str:
+    """What `--help` prints on a terminal of this width. Raises AssertionError if it does not end with status 0."""
+    printed, status = (
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8"),
+        None,
+    )  # a terminal that has the characters of boxes
+    with contextlib.redirect_stdout(printed), patch.dict(os.environ, COLUMNS=str(columns)):
+        try:
+            load(name).parse([*words, "--help"], f"python -m jobs.{name}")
+        except SystemExit as exit:
+            status = exit.code
+    printed.seek(0)
+    text = printed.read()
+    assert status == 0, f"python -m jobs.{name} {shlex.join(words)} --help: status {status}\n{text}"
+    return text
 
 
-SUBCOMMANDS = {  # those whose options differ
+SUBCOMMANDS = {  # recipes whose options differ
     "train": ("gru-rcn", "caption"),
     "describe": ("gru-rcn",),
     "sizing": ("gru-rcn",),
-    "demo": ("caption",),
 }
 
 
-def pages_of_help(job: str) -> Iterator[tuple[str, ...]]:
+def help_pages(name: str) -> Iterator[tuple[str, ...]]:
     """The words in front of --help: none, and each subcommand."""
     yield ()
-    named = SUBCOMMANDS.get(job) or re.findall(r"^│\s+• (\S+)", help_of(job), re.MULTILINE)
-    yield from ((name,) for name in named)
+    yield from ((each,) for each in SUBCOMMANDS.get(name) or re.findall(r"^│\s+• (\S+)", help_of(name), re.MULTILINE))
 
 
 @cache
 def all_options() -> frozenset[str]:
-    """Every option of every job."""
-    found: set[str] = {"--help"}
-    for job in JOBS:
-        for words in pages_of_help(job):
-            for line in help_of(job, *words).splitlines():
+    """Every option of every command."""
+    found: set[str] = {"--help", "--print-completion"}
+    for name in COMMAND_NAMES:
+        for words in help_pages(name):
+            for line in help_of(name, *words).splitlines():
                 if line.startswith("│ --"):
                     found |= set(re.findall(r"--[a-z][\w.-]*", line.split("  ")[0]))
     return frozenset(found)
@@ -301,9 +270,9 @@ class Terminal:
         return ["bash", "-c", f"set -euo pipefail\nsource .venv/bin/activate\n{code}"]
 
     def environment(self) -> dict[str, str]:
-        """Without what the tests' own process was told, but for Ray: one of its own."""
-        told = ("MLFLOW_", "GRURCN_", "COLUMNS", "PYTHONPATH")
-        return {name: value for name, value in os.environ.items() if not name.startswith(told)}
+        """Without the settings of the tests' own process, but with a Ray of its own."""
+        ours = ("MLFLOW_", "GRURCN_", "COLUMNS", "PYTHONPATH")
+        return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
     def close(self) -> None:
         """Ends the servers, with all that they started."""

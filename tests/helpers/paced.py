@@ -10,8 +10,8 @@ from cluster.workers.context import WorkerContext
 from cluster.workers.events import Stopped
 from grurcn.training.classification import Batches
 from grurcn.training.loop import train_worker
-from jobs.command import run_command
-from jobs.train import main, parse
+from jobs.command import Command
+from jobs.train import COMMAND, Job, main
 from shards.reading.stream import train_batches
 
 STEP_SECONDS = 0.25
@@ -28,4 +28,4 @@ def paced_worker(job: dict[str, Any], context: WorkerContext) -> dict[str, Any] 
 
 
 if __name__ == "__main__":
-    run_command(lambda: main(*parse(), paced_worker))
+    Command[tuple[str, Job]](COMMAND.options, lambda chosen: main(*chosen, paced_worker), COMMAND.description).run()

@@ -4,12 +4,11 @@ import json
 
 import pytest
 
-from jobs.describe import main, parse
+from jobs.describe import COMMAND
 
 
 def described(tmp_path, *args) -> dict:
-    name, job = parse([*args, "--json", str(tmp_path / "described.json")])
-    assert main(name, job) == 0
+    assert COMMAND.main(COMMAND.parse([*args, "--json", str(tmp_path / "described.json")], "describe")) == 0
     return json.loads((tmp_path / "described.json").read_text())
 
 

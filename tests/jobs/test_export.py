@@ -23,8 +23,7 @@ from grurcn.models.config import ModelConfig
 from grurcn.models.gru_rcn import GRURCN
 from grurcn.training.recipes import Recipe
 from jobs import export
-from jobs.command import command_line
-from jobs.export import Export, main
+from jobs.export import COMMAND, Export, main
 from shards.reading.clips import ClipConfig
 from shards.video import Packing
 
@@ -288,7 +287,7 @@ def test_a_fixed_batch_is_the_only_one(runs, tmp_path):
 
 def test_the_command_line_tells_size_input_and_the_largest_difference(runs, tmp_path, capsys):
     args = ["--model", str(runs["frames"]), "--out", str(tmp_path / "new" / "x.pt2"), "--batch", "1"]
-    assert main(command_line(Export, "", args)) == 0
+    assert main(COMMAND.parse(args, "export")) == 0
     said = capsys.readouterr().out
     assert f"to {tmp_path / 'new' / 'x.pt2'}: a program of torch.export" in said
     assert "(1, 3, 3, 16, 16) uint8; 5 classes, levels pool1, pool2;" in said

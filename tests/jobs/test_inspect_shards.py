@@ -33,7 +33,6 @@ from cluster.workers.connect import start_ray
 from grurcn.drawing import clip_frames as preview_clips
 from grurcn.drawing.contact_sheet import flow_colours
 from grurcn.models.pixels import to_clips
-from jobs.command import run_command
 from jobs.inspect_shards import __main__ as inspect_shards
 from jobs.inspect_shards import preview as inspect_preview
 from jobs.inspect_shards.index import MakeIndex
@@ -769,7 +768,7 @@ def test_all_samples_are_drawn_where_there_are_fewer(packed):
 def command(*words: str) -> int:
     """The status of a command line."""
     with pytest.raises(SystemExit) as ended:
-        run_command(lambda: inspect_shards.main(inspect_shards.parse(list(words))))
+        inspect_shards.COMMAND.run(words)
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

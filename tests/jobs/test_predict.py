@@ -35,10 +35,9 @@ from grurcn.training.captioning import OtherTask, load_captioner
 from grurcn.training.pretrained import read_run
 from grurcn.training.recipes import Recipe
 from jobs import make_shards, predict
-from jobs.command import command_line
-from jobs.demo.videos import COLOURS, NUM_FRAMES, draw_scene, write_video
 from jobs.predict import Predict, lines_of, picture_places
 from shards.index import Index
+from shards.synthetic import COLOURS, NUM_FRAMES, draw_scene, write_video
 from shards.video import Limits, read_frames
 
 FPS = 12  # of the scenes
@@ -408,7 +407,7 @@ def test_more_captions_than_the_search_keeps_are_refused(run, scenes):
 
 def test_options_may_stand_before_and_behind_the_videos():
     for words in (["--model", "m", "--caption", "a.avi", "b"], ["a.avi", "b", "--caption", "--model", "m"]):
-        found = command_line(Predict, "", words)
+        found = predict.COMMAND.parse(words, "predict")
         assert (found.videos, found.model, found.caption) == ((Path("a.avi"), Path("b")), "m", True)
         assert found.limits == Limits()
 
@@ -423,7 +422,7 @@ def test_what_stands_in_names_and_captions_is_no_more_than_text():
     assert lines_of(row, (Path("a"),))[1].startswith("   0.500  up\\x1b[2J\\t  █")
 
 
-def test_sentences_are_aligned_on_a_terminal():
+def test_scene_captions_are_aligned_on_a_terminal():
     captions = [{"caption": "a dog", "log_prob": -1.25}]
     paths = [Path("a.avi"), Path("longer.avi")]
     assert lines_of({"video": "a.avi", "captions": captions}, paths) == ["a.avi       a dog"]

@@ -10,13 +10,13 @@ import pytest
 from grurcn.models.summary import summarize
 from grurcn.training.gpu_specs import peak_flops
 from grurcn.training.recipes import RECIPES, vgg16_frames
-from jobs.sizing import main, parse
+from jobs.sizing import COMMAND
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "sizing.md"
 
 
 def printed(command: str, capsys) -> str:
-    assert main(*parse(shlex.split(command))) == 0
+    assert COMMAND.main(COMMAND.parse(shlex.split(command), "sizing")) == 0
     return capsys.readouterr().out
 
 
@@ -77,7 +77,7 @@ def test_the_document_shows_what_its_commands_print(command, shown, capsys):
 )
 def test_a_plan_that_cannot_be_is_refused_with_what_was_expected(command, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        parse(shlex.split(command))
+        COMMAND.parse(shlex.split(command), "sizing")
     assert stopped.value.code == 2
     said = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in said

@@ -25,8 +25,6 @@ from cluster.tracking.sender import MlflowSender
 from cluster.tracking.server import open_run, tracking_uri
 from grurcn.training.loop import train_worker
 from jobs import sync_mlflow, train
-from jobs.command import run_command
-from jobs.sync_mlflow import SyncMlflow
 from shards.reading.stream import train_batches
 
 pytestmark = pytest.mark.cluster
@@ -226,7 +224,7 @@ def test_a_training_goes_on_while_its_server_is_killed_and_started_again(server,
 def sync(run: RunFolder) -> int:
     """The exit status."""
     with pytest.raises(SystemExit) as end:
-        run_command(lambda: sync_mlflow.main(SyncMlflow(run=run.url)))
+        sync_mlflow.COMMAND.run(["--run", run.url])
     assert isinstance(end.value.code, int)
     return end.value.code
 

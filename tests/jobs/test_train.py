@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run_with_its_steps(shards, storag
 def test_recipes_and_options_that_do_not_exist_are_refused(words, message, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as end:
-        train.parse(words)
+        train.COMMAND.parse(words, "train")
     said = capsys.readouterr()
     assert end.value.code == 2
     assert message in said.out + said.err

@@ -11,11 +11,11 @@ import torch
 from videos import level, listing_of, numbered_planes, pack, write_video
 
 from grurcn.models.gru import ConvGRU
-from jobs.bench.__main__ import main
-from jobs.bench.model import Limit, Model, SixProducts, UsualCell, bench_model, peak_memory, with_ratios
+from jobs.__main__ import load
+from jobs.bench.model import Limit, ModelBench, SixProducts, UsualCell, bench_model, peak_memory, ratio_rows
 from jobs.bench.order import OrderBench, mix_error, mixing
-from jobs.bench.pack import Pack
-from jobs.bench.read import Cost, Read, order_of, ratio, rgb_clip
+from jobs.bench.pack import PackBench
+from jobs.bench.read import Cost, ReadBench, order_of, ratio, rgb_clip
 from jobs.bench.read import Limit as ReadLimit
 from jobs.bench.train import TrainBench, rows_of
 from shards.index import Index
@@ -23,6 +23,7 @@ from shards.reading.clips import ClipConfig
 from shards.reading.stream import train_batches
 from shards.video import Packing
 
+main = load("bench").main
 TINY = (("one", 6, 8, 4, 3), ("two", 1, 8, 6, 1))
 
 
@@ -68,7 +69,7 @@ def test_the_limit_has_the_multiplications_of_ours():
 
 
 def test_every_level_and_all_together_are_measured(tmp_path, capsys):
-    job = Model(batch=2, frames=3, repeats=1, device="cpu")
+    job = ModelBench(batch=2, frames=3, repeats=1, device="cpu")
     tables = bench_model(job, TINY)
     assert len(tables) == 3
     for rows in tables.values():
@@ -78,11 +79,8 @@ def test_every_level_and_all_together_are_measured(tmp_path, capsys):
 
 
 def test_ratios_are_against_the_limit_and_the_usual_cell():
-    rows = [
-        {"variant": name, "seconds": seconds, "memory_mib": 1.0}
-        for name, seconds in (("ours", 2.0), ("usual cell", 5.0), ("limit", 1.6))
-    ]
-    ours = with_ratios(rows)[0]
+    seconds = {"ours": 2.0, "usual cell": 5.0, "limit": 1.6}
+    ours = ratio_rows(seconds, dict.fromkeys(seconds, 2.0**20))[0]
     assert ours["times the limit"] == pytest.approx(1.25)
     assert ours["times as fast as the usual cell"] == pytest.approx(2.5)
 
@@ -97,16 +95,16 @@ def test_peak_memory_counts_what_was_held_at_once():
 
 
 def test_the_whole_step_is_measured_part_by_part(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("jobs.bench.bench_model", lambda job: bench_model(job, TINY))
-    job = Model(
+    monkeypatch.setitem(main.__globals__, "bench_model", lambda job: bench_model(job, TINY))
+    job = ModelBench(
         batch=1, frames=2, repeats=1, device="cpu", whole_step=True, size=32, width=1 / 32, json=tmp_path / "bench.json"
     )
     assert main(job) == 0
     found = json.loads((tmp_path / "bench.json").read_text())
     rows = found["tables"]["training step"]
     assert [row["part"] for row in rows[:5]] == ["pixels", "trunk", "ConvGRUs and heads", "backward", "optimizer"]
-    assert sum(row["share"] for row in rows[:5]) == pytest.approx(1)
-    assert 0 < rows[6]["share"] < 1.5
+    assert sum(row["fraction"] for row in rows[:5]) == pytest.approx(1)
+    assert 0 < rows[6]["fraction"] < 1.5
     assert found["machine"]
     assert "training step" in capsys.readouterr().out
 
@@ -135,7 +133,7 @@ def test_mixing_is_set_beside_a_perfect_shuffle():
 
 
 def test_a_batch_that_loader_workers_cannot_share_is_refused():
-    with pytest.raises(ValueError, match="a rank's batch of 6 cannot be shared by 4 loader workers"):
+    with pytest.raises(ValueError, match="a rank's batch of 6 cannot be divided among 4 loader workers"):
         OrderBench(batch=6)
 
 
@@ -144,7 +142,7 @@ def test_a_batch_that_loader_workers_cannot_share_is_refused():
 
 @pytest.mark.long
 def test_reading_is_measured_beside_the_usual_way_and_the_limit(tmp_path, capsys):
-    job = Read(
+    job = ReadBench(
         num_videos=3, seconds=1, frames=4, batch=2, batches=2, repeats=1, small_videos=6, small_batches=20,
         json=tmp_path / "read.json",
     )  # fmt: skip
@@ -164,7 +162,7 @@ def test_reading_is_measured_beside_the_usual_way_and_the_limit(tmp_path, capsys
 def test_the_limit_of_reading_decodes_the_frames_that_ours_gives(stride, tmp_path):
     packing = Packing(width=32, height=32, gop=4)
     index = Index(pack(tmp_path / "shards", listing_of(tmp_path / "videos", [30, 31, 40, 33]), packing), "train")
-    job, clips = Read(frames=5, batch=2, batches=3), ClipConfig(num_frames=5, stride=stride, size=16)
+    job, clips = ReadBench(frames=5, batch=2, batches=3), ClipConfig(num_frames=5, stride=stride, size=16)
     limit = ReadLimit(index, clips, job)
     with closing(train_batches(index, clips, order_of(index, 2), rank=0, world_size=1)) as batches:
         frames = torch.cat([batch.frames for _, batch in islice(batches, 4, 7)]).numpy()
@@ -194,13 +192,13 @@ def test_a_ratio_is_the_median_of_the_turns():
 
 
 def test_reading_nothing_is_refused():
-    with pytest.raises(ValueError, match="wanted at least one of everything that is counted"):
-        Read(batches=0)
+    with pytest.raises(ValueError, match="all counts must be at least 1"):
+        ReadBench(batches=0)
 
 
 def test_packing_is_set_beside_bare_ffmpeg_and_its_memory_beside_four_times_the_videos(tmp_path):
     json_file = tmp_path / "pack.json"
-    assert main(Pack(num_videos=3, seconds=1, cores=2, repeats=1, json=json_file)) == 0
+    assert main(PackBench(num_videos=3, seconds=1, cores=2, repeats=1, json=json_file)) == 0
     speed, memory = json.loads(json_file.read_text())["tables"].values()
     assert [row["what"] for row in speed] == ["ours", "bare ffmpeg"]
     assert speed[1]["ours / this"] == pytest.approx(speed[0]["videos a second"] / speed[1]["videos a second"])
@@ -238,7 +236,7 @@ def test_the_ratio_of_two_readers_as_worked_by_hand():
         "ours": [[(9, 1), (2, 0), (2, 1), (2, 0)], [(9, 1), (3, 0), (3, 0), (3, 0)], [(9, 1)]],
         "theirs": [[(9, 1), (4, 0), (4, 0), (4, 0)], [(9, 1), (3, 0), (3, 3), (3, 0)]],
     }
-    ours, theirs = rows_of(record, global_batch=10, num_turns=2, wanted="more")
+    ours, theirs = rows_of(record, global_batch=10, num_turns=2, target="more")
     assert ours["clips a second"] == 4  # a step takes 2.5 s
     assert theirs["first / this"] == 1.5  # 2 and 1
     assert (ours["waiting for data"], theirs["waiting for data"]) == ("6.67%", "14.29%")

@@ -1,37 +1,40 @@
-"""A long training in which something dies every now and then, beside the same training undisturbed.
+"""A long training in which processes are killed at random, against the same training undisturbed.
 
-    undisturbed    two workers on a Ray cluster of three nodes, on this machine; ended by SIGTERM after a third of the time
-    disturbed      the same steps, while at random a worker, a node, the driver or MLflow is killed or frozen, or the newest
-                   checkpoint is damaged; whoever ran the command runs it again when it ends early, as a person would
+    python tests/helpers/soak.py --minutes 20
 
-Both are compared loss by loss and sample by sample. `python -m jobs.bench.soak FILE` is the command that is run again and
-again: one training, as FILE describes it.
+    undisturbed    two workers on a Ray cluster of three nodes on this machine; ended by SIGTERM after a third of the time
+    disturbed      the same steps. Every 20 to 60 s a worker, a node, the driver or MLflow is killed or frozen, or the newest
+                   checkpoint is damaged. When the command ends early it is run again, as a person would.
+
+Losses and samples of the two are compared. `python tests/helpers/soak.py FILE` is the command that is run again and again:
+one training, as FILE describes it.
+
+--json FILE holds: bench, tables {title: rows}.
 """
 
 import json
 import os
 import random
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 import psutil
+from mlflow_servers import Server
 
 from grurcn.training.recipes import RECIPES, Recipe, changed
-from jobs.command import run_command
+from jobs.bench.tables import Row, Tables, print_tables
+from jobs.command import Command, finish
 
 ROOT = Path(__file__).parents[2]
 WORKERS, GLOBAL_BATCH = 2, 8
@@ -41,35 +44,38 @@ START_SECONDS = 180.0
 
 @dataclass(frozen=True, kw_only=True)
 class Soak:
-    """Training while something is killed every 20 to 60 seconds, against the undisturbed run."""
+    """Options of the soak."""
 
     minutes: float = 20.0
-    """Of both runs together."""
+    """Duration of both runs together."""
     seed: int = 0
-    """Of the faults and their times."""
+    """Seed of the faults and their times."""
     seconds: tuple[float, float] = (20.0, 60.0)
-    """From one fault to the next: at least, and at most."""
+    """Shortest and longest time between two faults."""
     folder: Path | None = None
-    """Where everything is kept. Default: a temporary folder."""
+    """Folder of all files. Default: a temporary one."""
     json: Path | None = None
     """Write the tables as JSON to this file."""
 
     def __post_init__(self) -> None:
         if self.minutes <= 0 or not 0 < self.seconds[0] <= self.seconds[1]:
             raise ValueError(
-                f"minutes {self.minutes:g}, seconds {self.seconds}: wanted more than 0, and the smaller first"
+                f"minutes {self.minutes:g}, seconds {self.seconds}: expected more than 0, and the smaller first"
             )
 
 
-def bench_soak(job: Soak) -> dict[str, list[dict[str, Any]]]:
-    """{title: rows}: what was done to the run, and what came of it."""
+def main(job: Soak) -> int:
     with tempfile.TemporaryDirectory(prefix="grurcn-soak-") as temporary:
         folder = (job.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        return soak(job, folder)
+        tables = soak(job, folder)
+    print_tables(tables)
+    finish("every fault was survived", {"bench": "soak", "tables": tables}, job.json)
+    return 0
 
 
-def soak(job: Soak, folder: Path) -> dict[str, list[dict[str, Any]]]:
+def soak(job: Soak, folder: Path) -> Tables:
+    """Trains undisturbed and disturbed; returns the faults, and what came of them."""
     from ray.cluster_utils import Cluster
 
     from cluster.tracking.mlflow_run import UNSENT
@@ -77,77 +83,33 @@ def soak(job: Soak, folder: Path) -> dict[str, list[dict[str, Any]]]:
     from jobs.bench.train import demo_shards
 
     shards = demo_shards(folder)
+    server = Server(folder)
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     for _ in range(WORKERS):
         nodes.add_node(num_cpus=1)
     try:
-        with Server(folder) as server:
-            settings = {"folder": str(folder), "shards": shards, "address": nodes.address, "mlflow": server.uri}
-            with Command(folder, {**settings, "name": "undisturbed", "steps": 10**6}) as undisturbed:
-                undisturbed.wait_for_step(1)
-                time.sleep(60 * job.minutes / 3)
-                undisturbed.end()
-            steps = undisturbed.steps()
-            print(f"undisturbed: {steps:,} steps", flush=True)
-            with Command(folder, {**settings, "name": "disturbed", "steps": steps}) as disturbed:
-                faults = Faults(random.Random(job.seed), job.seconds, disturbed, server, nodes, folder)
-                faults.run(until=disturbed.over)
-            server.wait()
-            if (folder / "runs" / "disturbed" / UNSENT).exists():  # MLflow was away at the end
-                sync_mlflow.main(sync_mlflow.SyncMlflow(run=f"{folder}/runs/disturbed"))
-            return tables(folder, server.uri, steps, faults)
+        server.ready()
+        settings = {"folder": str(folder), "shards": shards, "address": nodes.address, "mlflow": server.url}
+        with Trainings(folder, {**settings, "name": "undisturbed", "steps": 10**6}) as undisturbed:
+            undisturbed.wait_for_step(1)
+            time.sleep(60 * job.minutes / 3)
+            undisturbed.end()
+        steps = undisturbed.steps()
+        print(f"undisturbed: {steps:,} steps", flush=True)
+        with Trainings(folder, {**settings, "name": "disturbed", "steps": steps}) as disturbed:
+            faults = Faults(random.Random(job.seed), job.seconds, disturbed, server, nodes, folder)
+            faults.run(until=disturbed.over)
+        server.wait()
+        if (folder / "runs" / "disturbed" / UNSENT).exists():  # MLflow was away at the end
+            sync_mlflow.main(sync_mlflow.SyncMlflow(run=f"{folder}/runs/disturbed"))
+        return result_tables(folder, server.url, steps, faults)
     finally:
+        server.kill()
         nodes.shutdown()
 
 
-class Server:
-    """An MLflow server that can be killed and started again."""
-
-    def __init__(self, folder: Path):
-        with closing(socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> "Server":
-        self.start()
-        self.wait()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(
-            [
-                sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
-                "--artifacts-destination", str(self.folder / "artifacts"), "--workers", "1",
-            ],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-
-    def wait(self) -> None:
-        until = time.monotonic() + START_SECONDS
-        while not self.answers():
-            if time.monotonic() > until:
-                raise TimeoutError(f"mlflow server did not start within {START_SECONDS:g} s")
-            time.sleep(0.5)
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-class Command:
-    """One training, run again whenever it ends before it is done. A `with` block waits for its end, or ends it."""
+class Trainings:
+    """One training, run again whenever it ends early. The end of a `with` block waits for it; an error ends it."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.folder, self.name = folder, settings["name"]
@@ -158,7 +120,7 @@ class Command:
         self.stopping = False
         self.thread = threading.Thread(target=self.keep_running)
 
-    def __enter__(self) -> "Command":
+    def __enter__(self) -> "Trainings":
         self.start()
         self.thread.start()
         return self
@@ -173,7 +135,7 @@ class Command:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with self.log_file.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jobs.bench.soak", str(self.file)],
+                [sys.executable, __file__, str(self.file)],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,
@@ -205,7 +167,7 @@ class Command:
         self.thread.join()
 
     def steps(self) -> int:
-        """Those that it has saved."""
+        """The step of its newest checkpoint."""
         from cluster.checkpoints.run_folder import RunFolder
 
         return RunFolder(f"{self.folder}/runs/{self.name}").checkpoints()[-1].state()["meta"]["step"]
@@ -221,7 +183,7 @@ class Faults:
         self,
         rng: random.Random,
         seconds: tuple[float, float],
-        command: Command,
+        command: Trainings,
         server: Server,
         nodes: Any,
         folder: Path,
@@ -300,25 +262,25 @@ def title(process: psutil.Process) -> str:
 
 
 def memory_bytes() -> int:
-    """Of the driver and the workers together."""
+    """Memory of the driver and the workers together."""
     total = 0
     for process in psutil.Process().children(recursive=True):
-        if "RayTrainWorker" in title(process) or "jobs.bench.soak" in title(process):
+        if "RayTrainWorker" in title(process) or Path(__file__).name in title(process):
             with suppress(psutil.Error):
                 total += process.memory_info().rss
     return total
 
 
-# What came of it
+# The result
 
 
-def tables(folder: Path, uri: str, steps: int, faults: Faults) -> dict[str, list[dict[str, Any]]]:
-    told = {name: losses(folder, uri, name) for name in ("undisturbed", "disturbed")}
-    wanted, found = (
-        {step: loss for step, loss in told[name] if step <= steps} for name in ("undisturbed", "disturbed")
+def result_tables(folder: Path, uri: str, steps: int, faults: Faults) -> Tables:
+    logged = {name: losses(folder, uri, name) for name in ("undisturbed", "disturbed")}
+    expected, found = (
+        {step: loss for step, loss in logged[name] if step <= steps} for name in ("undisturbed", "disturbed")
     )
-    differing = sum(wanted[step] != found.get(step) for step in wanted)
-    read = {name: samples_read(folder / f"read-{name}", steps) for name in told}
+    differing = sum(expected[step] != found.get(step) for step in expected)
+    read = {name: samples_read(folder / f"read-{name}", steps) for name in logged}
     repeated = read["disturbed"].steps_read - steps
     third = max(1, len(faults.memory) // 3)
     first, last = (statistics.median(part) / 2**20 for part in (faults.memory[:third], faults.memory[-third:]))
@@ -328,24 +290,24 @@ def tables(folder: Path, uri: str, steps: int, faults: Faults) -> dict[str, list
         ("times that the command was run", str(faults.command.starts), ""),
         ("steps done again", str(repeated), f"at most {SAVE_EVERY} a fault, twice that with a damaged checkpoint"),
         ("losses that differ from the undisturbed run's", str(differing), "0"),
-        ("steps that MLflow was told twice, or not", str(len(told["disturbed"]) - steps), "0"),
+        ("steps that MLflow logged twice, or not", str(len(logged["disturbed"]) - steps), "0"),
         ("samples lost", str(read["disturbed"].lost(read["undisturbed"])), "0"),
         ("samples doubled", str(read["undisturbed"].lost(read["disturbed"])), "0"),
         ("memory of driver and workers, first and last third (MiB)", f"{first:,.0f}, {last:,.0f}", "equal"),
         (
-            "seconds from the note of a loss to the next step, median and most",
+            "seconds from the loss of a worker to the next step, median and most",
             recovery(faults.command.log()),
             "under 45",
         ),
     ]
     return {
-        "Faults": [{"what": name, "times": faults.done[name]} for name in faults.kinds],
-        "What came of it": [{"what": what, "measured": value, "wanted": wanted} for what, value, wanted in rows],
+        "Faults": [Row(what=name, times=faults.done[name]) for name in faults.kinds],
+        "What came of it": [{"what": what, "measured": value, "target": target} for what, value, target in rows],
     }
 
 
 def losses(folder: Path, uri: str, name: str) -> list[tuple[int, float]]:
-    """(step, training loss), each time that MLflow was told."""
+    """(step, training loss) as MLflow logged them."""
     from mlflow import MlflowClient
 
     from cluster.checkpoints.run_folder import RunFolder
@@ -358,10 +320,10 @@ def losses(folder: Path, uri: str, name: str) -> list[tuple[int, float]]:
 
 @dataclass(frozen=True)
 class SamplesRead:
-    """What of the samples that were read is in the model: those of steps that were not done again."""
+    """Samples whose steps are in the model: those of steps that were not repeated."""
 
     samples: Counter[tuple[int, int, int]]  # (epoch, step, sample)
-    steps_read: int  # also those that were done again
+    steps_read: int  # repeated ones count again
 
     def lost(self, other: "SamplesRead") -> int:
         """Samples, counted as often as they were used, that the other one has and this one lacks."""
@@ -369,7 +331,7 @@ class SamplesRead:
 
 
 def samples_read(folder: Path, steps: int) -> SamplesRead:
-    """From the files in which each worker noted them: a line a step, a file a start, named by rank and time."""
+    """From the files of each worker: one file a start, named by rank and time, with a line a step."""
     samples: Counter[tuple[int, int, int]] = Counter()
     most = 0
     for rank in range(WORKERS):
@@ -392,7 +354,7 @@ def recovery(log: str) -> str:
     return f"{statistics.median(seconds):.0f}, {max(seconds):.0f}" if seconds else "none"
 
 
-# The command
+# One training
 
 
 def recipe(steps: int) -> Recipe:
@@ -402,7 +364,7 @@ def recipe(steps: int) -> Recipe:
 
 
 def recorded(*args: Any, folder: Path, rank: int, start: tuple[int, int], **options: Any) -> Generator[Any, None, None]:
-    """The batches, each noted when it is used."""
+    """The batches, each written to a file when it is used."""
     from shards.reading.stream import train_batches
 
     steps_per_epoch = args[2].steps_per_epoch
@@ -433,4 +395,6 @@ def train_once(file: Path) -> int:
 
 
 if __name__ == "__main__":
-    run_command(lambda: train_once(Path(sys.argv[1])))
+    if sys.argv[1:] and sys.argv[1].endswith(".json"):
+        sys.exit(train_once(Path(sys.argv[1])))
+    Command(Soak, main, __doc__).run()

@@ -1,22 +1,18 @@
-"""Make videos to try things with: one shape moves before a patchwork, in eight ways, and no single frame tells which.
+"""Synthetic videos to try things with: a shape moves over a patchwork, and no single frame tells how.
 
-    python -m jobs.demo.videos --out data/videos --per-class 20
+    MOTIONS    eight classes: left, right, up, down, shrinking, growing, counterclockwise, clockwise
+    scenes     a shape that moves in one direction, then in another, with captions that say so
 
-The classes are left, right, up, down, growing, shrinking, clockwise and counterclockwise. The edges of the picture meet: a shape
-that leaves it comes back at the other side. OUT gets a folder for each class. Videos that are there already are left alone.
-
---json FILE holds: out, classes, videos.
+The edges of the picture meet: a shape that leaves on one side enters on the other. So a frame taken by itself has the same
+distribution whatever the motion.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
-
-from cluster.progress import Bar
-from jobs.command import command_line, finish, run_command
 
 SIZE = 40  # pixels
 NUM_FRAMES = 24
@@ -25,9 +21,9 @@ MOTIONS = {
     "left": (0, -1), "right": (0, 1), "up": (1, -1), "down": (1, 1),
     "shrinking": (2, -1), "growing": (2, 1), "counterclockwise": (3, -1), "clockwise": (3, 1),
 }  # fmt: skip
-PERIODS = np.array([SIZE, SIZE, np.log(2.2), 2 * np.pi])  # after which each is where it was
+PERIODS = np.array([SIZE, SIZE, np.log(2.2), 2 * np.pi])  # each of the four wraps around after this much
 
-# Of the captioned videos.
+# Scenes
 COLOURS = {"red": (220, 60, 50), "green": (70, 200, 80), "blue": (80, 110, 240), "yellow": (230, 220, 70)}
 SHAPES = ("square", "disc", "cross")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -38,60 +34,28 @@ SENTENCES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DemoVideos:
-    """Options of making videos."""
-
-    out: Path
-    """Folder that gets a folder of videos for each class."""
-    per_class: int = 20
-    """Videos of each class."""
-    json: Path | None = None
-    """Write the result as JSON to this file."""
-
-    def __post_init__(self) -> None:
-        if self.per_class < 1:
-            raise ValueError(f"per_class {self.per_class}: wanted at least 1")
-
-
-def main(job: DemoVideos) -> int:
-    """Makes the videos that are not there yet."""
-    make_videos(job.out, job.per_class)
-    total = job.per_class * len(MOTIONS)
-    finish(
-        f"made {total:,} videos of {len(MOTIONS)} classes: {job.out}",
-        {"out": str(job.out.absolute()), "classes": len(MOTIONS), "videos": total},
-        job.json,
-    )
-    return 0
-
-
-def make_videos(folder: Path, per_class: int) -> None:
-    """So many videos of each motion, the same ones each time; those that are there already are left alone."""
-    with Bar("drawing", "videos", per_class * len(MOTIONS)) as bar:
-        for motion in MOTIONS:
-            (folder / motion).mkdir(parents=True, exist_ok=True)
-            for number in range(per_class):
-                video = folder / motion / f"{motion}-{number:03}.avi"
-                if not video.exists():
-                    partial = video.with_name(f".{video.stem}.partial.avi")
-                    write_video(
-                        partial, draw_motion(motion, np.random.default_rng([list(MOTIONS).index(motion), number]))
-                    )
-                    partial.replace(video)
-                bar.advance()
+def make_motion_videos(folder: Path, per_class: int, progress: Callable[[], object] = lambda: None) -> None:
+    """Writes FOLDER/CLASS/VIDEO.avi, the same videos each time, and calls `progress` after each. Existing files are kept."""
+    for motion in MOTIONS:
+        (folder / motion).mkdir(parents=True, exist_ok=True)
+        for number in range(per_class):
+            video = folder / motion / f"{motion}-{number:03}.avi"
+            if not video.exists():
+                partial = video.with_name(f".{video.stem}.partial.avi")
+                write_video(partial, draw_motion(motion, np.random.default_rng([list(MOTIONS).index(motion), number])))
+                partial.replace(video)
+            progress()
 
 
 def draw_motion(motion: str, rng: np.random.Generator) -> np.ndarray:
-    """(T, SIZE, SIZE, 3) uint8 RGB: a shape of some colour before a patchwork, moving at a steady speed of its own.
+    """(T, SIZE, SIZE, 3) uint8 RGB: a shape of a random colour moves over a patchwork at a random, steady speed.
 
-    The shape starts at a random place, size and angle, and whichever of them changes wraps around. So a frame taken by
-    itself has the same distribution in every class.
+    The shape starts at a random place, size and angle, and whichever of them changes wraps around.
     """
     axis, direction = MOTIONS[motion]
     start = rng.uniform(0, 1, 4) * PERIODS
     velocity = np.zeros(4)
-    velocity[axis] = direction * rng.uniform(1 / 28, 1 / 18) * PERIODS[axis]  # a round in 18 to 28 frames
+    velocity[axis] = direction * rng.uniform(1 / 28, 1 / 18) * PERIODS[axis]  # one period takes 18 to 28 frames
     patches = patchwork(rng)
     colour = rng.uniform(140, 255, 3)
     frames = [
@@ -102,7 +66,7 @@ def draw_motion(motion: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def shape_at(state: np.ndarray) -> np.ndarray:
-    """(SIZE, SIZE) bool: a hook at (x, y, log size, angle), on a picture whose edges meet."""
+    """(SIZE, SIZE) bool: where a hook with this (x, y, log size, angle) covers the picture."""
     x, y, log_size, angle = state
     rows, columns = np.mgrid[0:SIZE, 0:SIZE] + 0.5
     right, down = (columns - x + SIZE / 2) % SIZE - SIZE / 2, (rows - y + SIZE / 2) % SIZE - SIZE / 2
@@ -125,10 +89,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
 
 
 def draw_scene(colour: str, shape: str, first: str, second: str, rng: np.random.Generator) -> np.ndarray:
-    """(T, SIZE, SIZE, 3) uint8 RGB: a shape that moves in one direction, and about half-way turns into another.
-
-    It starts anywhere and the edges meet, so that each single frame is equally likely whatever the directions.
-    """
+    """(T, SIZE, SIZE, 3) uint8 RGB: a shape moves in the first direction and about half-way turns into the second."""
     place = rng.uniform(0, SIZE, 2)
     turn = int(rng.integers(NUM_FRAMES // 2 - 2, NUM_FRAMES // 2 + 3))
     speed = SIZE * rng.uniform(1 / 26, 1 / 18)
@@ -141,7 +102,7 @@ def draw_scene(colour: str, shape: str, first: str, second: str, rng: np.random.
 
 
 def figure_at(shape: str, place: np.ndarray) -> np.ndarray:
-    """(SIZE, SIZE) bool: a shape around a place (x, y)."""
+    """(SIZE, SIZE) bool: where a shape centred at (x, y) covers the picture."""
     rows, columns = np.mgrid[0:SIZE, 0:SIZE] + 0.5
     right = abs((columns - place[0] + SIZE / 2) % SIZE - SIZE / 2)
     down = abs((rows - place[1] + SIZE / 2) % SIZE - SIZE / 2)
@@ -153,19 +114,15 @@ def figure_at(shape: str, place: np.ndarray) -> np.ndarray:
 
 
 def patchwork(rng: np.random.Generator) -> np.ndarray:
-    """(SIZE, SIZE, 3): dark patches of some colours."""
+    """(SIZE, SIZE, 3): dark patches of random colours."""
     return np.kron(rng.uniform(20, 110, (4, 4, 3)), np.ones((SIZE // 4, SIZE // 4, 1)))
 
 
-def sentences(colour: str, shape: str, first: str, second: str) -> list[str]:
-    """What people may say of such a video."""
+def scene_captions(colour: str, shape: str, first: str, second: str) -> list[str]:
+    """What people may say of such a scene."""
     return [sentence.format(colour=colour, shape=shape, first=first, second=second) for sentence in SENTENCES]
 
 
 def directions_in(caption: str) -> list[str]:
-    """The directions that a caption names, in its order."""
+    """The directions that a caption names, in order."""
     return [word for word in caption.replace(",", " ").split() if word in DIRECTIONS]
-
-
-if __name__ == "__main__":
-    run_command(lambda: main(command_line(DemoVideos, __doc__ or "")))
