@@ -15,7 +15,6 @@ extra grurcn[export].
 """
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -32,9 +31,6 @@ from torch import Tensor, nn
 from cluster.checkpoints.run_folder import Model
 from cluster.tracking.server import tracking_uri
 from grurcn.inference.classifier import OtherTask, Recogniser
-from grurcn.models.c3d import C3D
-from grurcn.models.gru import ConvGRU, product
-from grurcn.models.gru_rcn import GRURCN
 from grurcn.models.pixels import FLOW_REACH, FLOW_SCALE, FLOW_STILL, MEAN, STD
 from grurcn.training.pretrained import read_run
 from grurcn.training.recipes import Recipe
@@ -129,7 +125,7 @@ class Exported(nn.Module):
 
     def __init__(self, recogniser: Recogniser):
         super().__init__()
-        self.network = with_plain_grus(recogniser.model)
+        self.network = recogniser.model.requires_grad_(False)
         clips = recogniser.recipe.clips
         self.is_flow = clips.stream == "flow"
         self.frames = clips.frames_read
@@ -154,43 +150,6 @@ class Exported(nn.Module):
         """What grurcn.models.pixels does once clips are resized; the steps of flow share fields."""
         pixels = (clips.float() - self.offset) * self.factor
         return pixels[:, self.shown].flatten(2, 3) if self.is_flow else pixels  # (B, T, I, S, S)
-
-
-def with_plain_grus(model: GRURCN | C3D) -> GRURCN | C3D:
-    """A copy whose GRUs are PlainGRUs."""
-    model = copy.deepcopy(model).requires_grad_(False)
-    if isinstance(model, GRURCN):
-        for grus in (model.grus, model.reverse_grus):
-            for number, gru in enumerate(grus):
-                assert isinstance(gru, ConvGRU)
-                grus[number] = PlainGRU(gru)
-    return model
-
-
-class PlainGRU(nn.Module):
-    """A ConvGRU as its equations say it, without its backward pass by hand, its memory in place and its kernels for a GPU."""
-
-    def __init__(self, gru: ConvGRU):
-        super().__init__()
-        self.w_gates, self.w, self.u_gates, self.u, self.v_gates = gru.w_gates, gru.w, gru.u_gates, gru.u, gru.v_gates
-
-    def forward(self, x: Tensor, below: Tensor | None = None, reverse: bool = False) -> Tensor:
-        """x (B, T, X, H, W), below (B, T, Y, H, W) -> the state after each frame (B, T, C, H, W), as ConvGRU's."""
-        num_frames = x.shape[1]
-        states: dict[int, Tensor] = {}
-        h = None
-        for t in range(num_frames - 1, -1, -1) if reverse else range(num_frames):
-            gates, candidate = product(x[:, t], self.w_gates), product(x[:, t], self.w)
-            if below is not None and self.v_gates is not None:
-                gates = gates + product(below[:, t], self.v_gates)  # eq. 9 and 10
-            if h is None:  # h_0 is zero
-                h = gates.sigmoid().chunk(2, dim=1)[0] * candidate.tanh()
-            else:
-                z, r = (gates + product(h, self.u_gates)).sigmoid().chunk(2, dim=1)  # eq. 5 and 6
-                c = (candidate + product(r * h, self.u)).tanh()  # eq. 7
-                h = (1 - z) * h + z * c  # eq. 8
-            states[t] = h
-        return torch.stack([states[t] for t in range(num_frames)], dim=1)
 
 
 def about_model(recogniser: Recogniser, model: Model, job: Export) -> dict[str, Any]:

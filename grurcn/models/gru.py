@@ -51,10 +51,14 @@ class ConvGRU(nn.Module):
         for kernel in (*self.u_gates.chunk(2), self.u):
             nn.init.orthogonal_(kernel)
 
-    def forward(self, x: Tensor, below: Tensor | None = None, reverse: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, below: Tensor | None = None, reverse: bool = False, start: Tensor | None = None
+    ) -> Tensor:
         """x (B, T, X, H, W), below (B, T, Y, H, W) -> the state after each frame (B, T, C, H, W).
 
         reverse runs from the last frame to the first: the state of frame t has then seen the frames t ... T - 1.
+        start (B, C, H, W) is the state before the first frame, by default zero. With a start there is no backward pass: call
+        it under torch.no_grad().
         """
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
@@ -65,12 +69,17 @@ class ConvGRU(nn.Module):
             None if kernel is None else kernel.to(dtype, memory_format=torch.channels_last)
             for kernel in (self.w_gates, self.w, self.u_gates, self.u, self.v_gates)
         ]
-        return Recurrence.apply(*maps, *kernels, reverse).transpose(0, 1)
+        inputs: list[Any] = [*maps, *kernels, reverse]
+        if start is not None or torch.compiler.is_exporting():  # torch.export cannot follow a backward pass by hand
+            return recurrence(*inputs, start=start)[-1].transpose(0, 1)
+        return Recurrence.apply(*inputs).transpose(0, 1)
 
 
 def frame_by_frame(maps: Tensor) -> Tensor:
     """maps (B, T, X, H, W) -> (T, B, X, H, W), channels last; no copy where they lie so already."""
     frames = maps.transpose(0, 1)
+    if torch.compiler.is_exporting():
+        return frames  # how a batch of unknown size lies in memory is not known
     return frames.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, frames.shape[:2])
 
 
@@ -78,6 +87,35 @@ def empty_maps(num_frames: int, like: Tensor, channels: int) -> Tensor:
     """Memory for (T, B, channels, H, W), channels last, as `like` (T, B, X, H, W) is."""
     clips, _, height, width = like.shape[1:]
     return like.new_empty(num_frames, clips, height, width, channels).permute(0, 1, 4, 2, 3)
+
+
+def recurrence(
+    x: Tensor,
+    below: Tensor | None,
+    w_gates: Tensor,
+    w: Tensor,
+    u_gates: Tensor,
+    u: Tensor,
+    v_gates: Tensor | None,
+    reverse: bool,
+    start: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x (T, B, X, H, W), below (T, B, Y, H, W), start (B, C, H, W) or None for zero
+    -> z and r (T, B, 2C, H, W), candidates and states (T, B, C, H, W)."""
+    gates = product(x, w_gates)  # first what the inputs give, then z and r
+    if below is not None and v_gates is not None:
+        gates += product(below, v_gates)
+    candidates = product(x, w)  # first what the inputs give, then c
+    states = empty_maps(len(x), candidates, candidates.shape[2])
+    h = None if start is None else start.to(states.dtype)
+    for t in in_order(len(x), reverse):
+        if h is None:
+            first_state(gates[t], candidates[t], states[t])
+        else:
+            rh = open_gates(gates[t], product(h, u_gates), h)
+            next_state(candidates[t], product(rh, u), gates[t], h, states[t])
+        h = states[t]
+    return gates, candidates, states
 
 
 class Recurrence(torch.autograd.Function):
@@ -100,19 +138,7 @@ class Recurrence(torch.autograd.Function):
         reverse: bool,
     ) -> Tensor:
         """x (T, B, X, H, W), below (T, B, Y, H, W) -> states (T, B, C, H, W)."""
-        gates = product(x, w_gates)  # (T, B, 2C, H, W): first what the inputs give, then z and r
-        if below is not None and v_gates is not None:
-            gates += product(below, v_gates)
-        candidates = product(x, w)  # (T, B, C, H, W): first what the inputs give, then c
-        states = empty_maps(len(x), candidates, candidates.shape[2])
-        h = None
-        for t in in_order(len(x), reverse):
-            if h is None:
-                first_state(gates[t], candidates[t], states[t])
-            else:
-                rh = open_gates(gates[t], product(h, u_gates), h)
-                next_state(candidates[t], product(rh, u), gates[t], h, states[t])
-            h = states[t]
+        gates, candidates, states = recurrence(x, below, w_gates, w, u_gates, u, v_gates, reverse)
         ctx.save_for_backward(x, below, w_gates, w, u_gates, u, v_gates, gates, candidates, states)
         ctx.reverse = reverse
         return states

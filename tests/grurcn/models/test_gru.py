@@ -159,6 +159,16 @@ def test_no_state_sees_a_later_frame():
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
 
+@pytest.mark.parametrize("below_channels", [0, 2])
+def test_a_clip_goes_on_from_a_state(below_channels):
+    gru, x = ConvGRU(3, 4, below_channels=below_channels), torch.randn(2, 5, 3, 5, 7)
+    below = torch.randn(2, 5, 2, 5, 7) if below_channels else None
+    with torch.no_grad():
+        whole = gru(x, below)
+        rest = gru(x[:, 2:], None if below is None else below[:, 2:], start=whole[:, 1])
+    torch.testing.assert_close(rest, whole[:, 2:])
+
+
 def test_a_state_remembers_earlier_frames():
     gru, x = ConvGRU(in_channels=3, channels=4), torch.randn(2, 3, 3, 5, 7)
     changed = x.clone()
