@@ -37,7 +37,7 @@ from cluster.workers.launch import run_workers
 from cluster.workers.options import Workers
 from grurcn.evaluation.caption_scores import METRICS, CaptionScores, caption_scores, check_installed
 from grurcn.evaluation.decode_tasks import check_decoders, decoders_of, in_words, told
-from grurcn.evaluation.score_files import RESULT, copy_into
+from grurcn.evaluation.score_files import RESULT_FILE, copy_into
 from grurcn.models.beam_search import beam_search
 from grurcn.training.captioning import CAPTION_TABLE, Trained, as_table, check_task, load_captioner, segments_of
 from grurcn.training.encoders import check_same
@@ -186,8 +186,8 @@ def conclude(
         folder = Path(temporary)
         table = pa.Table.from_pylist([{**row, **scores.each[row["key"]]} for row in rows])
         pq.write_table(table, folder / FILE)
-        (folder / RESULT).write_text(json.dumps(result, indent=1))
-        copy_into(store, name, folder, (FILE, RESULT))
+        (folder / RESULT_FILE).write_text(json.dumps(result, indent=1))
+        copy_into(store, name, folder, (FILE, RESULT_FILE))
         mlflow_run = MlflowRun(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
         mlflow_run.log_metrics(model.step, {f"{job.split}/{key}": value for key, value in scores.total.items()})
         mlflow_run.log_table(f"{job.split}-captions.json", CAPTION_TABLE, as_table(rows[:ROWS_SHOWN]))

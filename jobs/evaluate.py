@@ -36,7 +36,7 @@ from cluster.workers.launch import run_workers
 from cluster.workers.options import Workers
 from grurcn.drawing.charts import pictures
 from grurcn.evaluation.decode_tasks import check_decoders, decoders_of, in_words, told
-from grurcn.evaluation.score_files import FILE, RESULT, Scores, copy_into, write_folder
+from grurcn.evaluation.score_files import RESULT_FILE, SCORES_FILE, Scores, VideoScores, copy_into, write_folder
 from grurcn.inference.classifier import OtherTask, Recogniser, level_names
 from grurcn.training.losses import Tally
 from grurcn.training.recipes import Recipe
@@ -152,13 +152,13 @@ def evaluate_worker(job: dict[str, Any], context: WorkerContext) -> dict[str, An
         tally.add(probability.log()[None].to(context.device), batch.label[:1].to(context.device))
         number = int(batch.sample[0])
         rows.append(
-            {
-                "key": index[number].key,
-                "number": number,
-                "label": int(batch.label[0]),
-                "scores": probability.tolist(),
-                "levels": levels.tolist(),
-            }
+            VideoScores(
+                key=index[number].key,
+                number=number,
+                label=int(batch.label[0]),
+                scores=probability.tolist(),
+                levels=levels.tolist(),
+            )
         )
         context.report(VideosDone(count=1))
     rows = all_rows(rows)
@@ -191,7 +191,7 @@ def conclude(
         **result,
         "per_class": judgement.per_class(),
         "per_level": judgement.per_level(),
-        "scores": f"{place}/{FILE}",
+        "scores": f"{place}/{SCORES_FILE}",
         "mlflow_run_id": model.meta["mlflow_run_id"],
         "tracking_uri": model.meta["tracking_uri"],
         "seconds": seconds,
@@ -201,7 +201,7 @@ def conclude(
         write_folder(folder, scores, result)
         for file, content in drawn.items():
             (folder / file).write_bytes(content)
-        copy_into(store, name, folder, (FILE, *drawn, RESULT))
+        copy_into(store, name, folder, (SCORES_FILE, *drawn, RESULT_FILE))
         mlflow_run = MlflowRun(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
         mlflow_run.log_metrics(model.step, {f"{job.split}/{key}": result[key] for key in ("loss", "top1", "top5")})
         mlflow_run.log_artifacts(folder, name)

@@ -24,11 +24,11 @@ import matplotlib.pyplot as plt
 
 from cluster.checkpoints.run_folder import RunFolder, read_json, write_json
 from cluster.workers.options import Workers
+from grurcn.evaluation.fusion import FuseJob, fuse
 from grurcn.models.trunks.base import trunk_spec
 from grurcn.training.recipes import RECIPES, Recipe, changed, over_trunk
 from jobs import evaluate, train
 from jobs.command import Command, Flat, finish
-from jobs.fuse import fuse
 from shards.index import Index
 from shards.reading.clips import Stream
 from shards.reading.stream import Reading
@@ -311,14 +311,14 @@ def fused_runs(job: Table1, fusion: FusionRow, cells: list[Cell]) -> Iterator[di
         if not pair or (rgb.shards, rgb.seed) != (flow.shards, flow.seed):
             continue
         folders = [evaluation_folder(job, job.storage.absolute() / run_name(job, cell)) for cell in (rgb, flow)]
-        fused = fuse(folders, [1.0, 2.0])
+        fused = fuse(FuseJob(scores=tuple(folders)))
         names = f"{run_name(job, rgb)} + {run_name(job, flow)}"
         yield {
             "run": names,
             "shards": rgb.shards,
             "seed": rgb.seed,
             "top1": fused.top1,
-            "videos": len(fused.scores.rows),
+            "videos": len(fused.scores.videos),
         }
 
 

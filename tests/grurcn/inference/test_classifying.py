@@ -49,7 +49,7 @@ def wanted(run, shards) -> dict[str, dict[str, float]]:
     """{name of a file of the test split: {class: probability}}, by an evaluation of its shards."""
     assert evaluate.main(evaluate.Evaluate(run=str(run), shards=str(shards), clips=ON["clips"], views=ON["views"])) == 0
     scores = read_scores(run / "evaluations" / "test-3x5")
-    return {row["key"]: dict(zip(scores.classes, row["scores"], strict=True)) for row in scores.rows}
+    return {video.key: dict(zip(scores.classes, video.scores, strict=True)) for video in scores.videos}
 
 
 @pytest.fixture(scope="module")
