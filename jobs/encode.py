@@ -30,7 +30,7 @@ from grurcn.models.encoder import Encoder
 from grurcn.training.captioning import segments_of
 from grurcn.training.encoders import WEIGHTS, EncoderConfig, build_encoder, read_encoder, sources
 from jobs.command import Command, finish
-from shards.index import DatasetInfo
+from shards.dataset import DatasetInfo
 from shards.store import open_store
 from shards.vectors import ShardOfVideos, encode_shard, finish_encoding, open_encoding
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from cluster.progress import Bar, duration
 from cluster.workers.tasks import run_tasks
 from jobs.command import Command, Flat, finish
-from shards.index import REJECTED, DatasetInfo
+from shards.dataset import REJECTED, DatasetInfo
 from shards.packing.pack import finish_packing, open_target, pack_shard, plan_packing
 from shards.packing.sources import Source
 from shards.store import absolute_url

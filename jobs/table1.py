@@ -30,9 +30,9 @@ from grurcn.training.recipes import RECIPES, Recipe, changed, over_trunk
 from jobs import evaluate, train
 from jobs.command import Command, Flat, finish
 from shards.index import Index
-from shards.reading.clips import Stream
 from shards.reading.stream import Reading
 from shards.store import absolute_url, open_store
+from shards.video import Stream
 
 RowName = Literal["frames", "rnn", "gru-rcn", "stacked", "bidirectional", "c3d"]
 

@@ -58,7 +58,8 @@ from grurcn.training.loop import in_words, train_worker
 from grurcn.training.pretrained import absolute
 from grurcn.training.recipes import RECIPES, Recipe, changed, flat
 from jobs.command import Command, Configurations, Flat, finish
-from shards.index import DESCRIPTION, Index
+from shards.dataset import DESCRIPTION
+from shards.index import Index
 from shards.reading.order import lanes_of
 from shards.reading.stream import Reading
 from shards.store import absolute_url
@@ -288,7 +289,7 @@ def train(
         mlflow_run.log_text("changes.diff", diff)
     with (
         Bar("training", "steps", job.recipe.num_steps, lines=False) as bar,
-        Painter(mlflow_run.log_file, bar.print_line) as painter,
+        Painter(mlflow_run.log_image, bar.print_line) as painter,
     ):
         mlflow_run.print_line = bar.print_line
 
@@ -306,8 +307,8 @@ def train(
                     painter.paint(partial(pictures_of, job, run, event))
                 case CaptionTable(name=name, rows=rows):
                     mlflow_run.log_table(name, CAPTION_TABLE, rows)
-                case Saved(checkpoint=checkpoint, keep=keep):
-                    mlflow_run.log_checkpoint(checkpoint, keep)
+                case Saved(checkpoint=checkpoint, keep=keep, is_best=is_best):
+                    mlflow_run.log_checkpoint(checkpoint, keep, is_best)
                 case Notice(text=text):
                     bar.print_line(text)
                     mlflow_run.log_event(mlflow_run.last_step(), text)

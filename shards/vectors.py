@@ -29,11 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards.index import DESCRIPTION, DatasetInfo, Index, Sample, Shard, check_encoder, read_dataset, written_index
+from shards.dataset import DESCRIPTION, DatasetInfo, Shard, check_encoder, read_dataset
+from shards.index import Index
 from shards.packing.pack import RECORDS, add_member, finished_records, read_records, record_name, written_shard
 from shards.reading.captions import BadVectors, Segments, decode_samples, item_of, read_samples
 from shards.reading.stream import Reading
-from shards.store import BadShards, absolute_url, has, open_store
+from shards.rows import Sample, written_index
+from shards.store import BadShards, absolute_url, has_file, open_store
 
 KIND = "encoded"  # of the source of a data set that holds vectors
 
@@ -209,7 +211,7 @@ def json_of(index: Index, item: dict[str, Any]) -> bytes:
 def finish_encoding(encoding: Encoding) -> DatasetInfo:
     """Writes the index of each split and, last, dataset.json, from the records of all shards."""
     store = open_store(encoding.out)
-    if has(store, DESCRIPTION):
+    if has_file(store, DESCRIPTION):
         return read_dataset(store)
     splits: dict[str, tuple[Shard, ...]] = {}
     for split in encoding.info.splits:

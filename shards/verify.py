@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from shards.index import ARROW_MAGIC, DESCRIPTION, SCHEMA, DatasetInfo, Index, Rows, Sample, index_name
+from shards.dataset import DESCRIPTION, DatasetInfo
+from shards.index import Index
 from shards.packing.annotation_files import VIDEO_SUFFIXES
 from shards.packing.duplicates import Repeats
 from shards.packing.external import in_tar
@@ -32,6 +33,7 @@ from shards.packing.sandbox import VideoPacker
 from shards.packing.tar_reader import BLOCK, BadTar, ShardBytes, read_member
 from shards.printable import printable
 from shards.reading.captions import BadVectors, read_vectors, vectors_shape
+from shards.rows import ARROW_MAGIC, SCHEMA, Rows, Sample, index_name
 from shards.sample_json import BadSample, parse_captions
 from shards.store import REQUESTS, BadShards
 from shards.threads import ordered_map

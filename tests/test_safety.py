@@ -26,7 +26,7 @@ from grurcn.models.trunks.base import BadWeights
 from grurcn.models.weights import read_weights
 from grurcn.training.pretrained import read_pretrained
 from jobs import train
-from shards import store
+from shards.store import BadUrl, open_store, retry
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("grurcn", "cluster", "jobs", "shards")
@@ -97,7 +97,7 @@ def test_no_key_is_in_what_a_run_says_when_a_store_or_a_server_is_away(away, sha
     """Errors name places, never keys."""
     for name, value in {**KEYS, "AWS_ACCESS_KEY_ID": "AKIA0", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(store, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.1)
     if away == "the tracker":
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     place = "s3://bucket/shards" if away == "the store" else str(shards)
@@ -351,8 +351,8 @@ def test_rays_own_cluster_and_mlflows_own_server_listen_at_the_loopback_by_defau
      "http:x", "data:,x", "gopher://h/x", "zip://x::http://h/y"],
 )  # fmt: skip
 def test_a_place_for_shards_or_runs_is_never_a_command_or_a_chain_of_file_systems(place):
-    with pytest.raises(store.BadUrl, match="not a place for shards"):
-        store.open_store(place)
+    with pytest.raises(BadUrl, match="not a place for shards"):
+        open_store(place)
 
 
 def test_nothing_of_ours_reads_shards_by_webdatasets_own_opener_that_runs_commands():

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from cluster.checkpoints.files import STATE, Checkpoint
-from shards.store import NoFile, Store, has, open_store
+from shards.store import NoFile, Store, has_file, open_store
 
 IDENTITY, RESULT = "run.json", "finished.json"
 
@@ -128,7 +128,7 @@ def load_best(url: str | Path) -> Model:
     """
     url = str(url).rstrip("/")
     run = RunFolder(url)
-    checkpoint = Checkpoint.at(url) if has(run.store, STATE) else run.newest()
+    checkpoint = Checkpoint.at(url) if has_file(run.store, STATE) else run.newest()
     if checkpoint is None:
         raise ValueError(f"{url}: no checkpoint in it; wanted a run's folder (STORAGE/NAME) or one of its checkpoints")
     state = checkpoint.state()

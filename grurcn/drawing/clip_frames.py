@@ -10,9 +10,10 @@ from torch import Tensor
 from grurcn.drawing.contact_sheet import Shown, flow_colours
 from grurcn.inference.model_input import model_input
 from grurcn.models.pixels import FLOW_SCALE, MEAN, STD
-from shards.index import Index, Sample
+from shards.index import Index
 from shards.reading.clips import Clip, ClipConfig, evaluation_clips, evaluation_views
 from shards.reading.stream import collate, decode_clip, part_of, read_video
+from shards.rows import Sample
 from shards.sample_json import parse_captions
 
 

@@ -17,9 +17,9 @@ import numpy as np
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.index import Sample
 from shards.printable import printable
 from shards.reading.clips import Clip
+from shards.rows import Sample
 
 INK, FAINT, PAPER, LINE, ALARM = "#1b1f24", "#667080", "#ffffff", "#dfe3e8", "#b3261e"
 MARGIN, GAP, TEXT_WIDTH = 24, 4, 300

@@ -28,8 +28,11 @@ import torch
 from grurcn.drawing.heat import HeatPainter, check_heat, shown_steps, votes_and_changes
 from grurcn.drawing.overlay_frame import Drawing, Layout, Told
 from grurcn.inference.classifier import Recogniser
+from shards.frames import to_planes
+from shards.packing.encoder import Encoder
 from shards.reading.clips import ClipConfig, frames_from
-from shards.video import Encoder, Packing, Stored, read_frames, to_planes
+from shards.reading.decode import read_frames
+from shards.video import Packing, Stored
 
 MOST_CLIPS = 100
 READ_AT_ONCE = 64  # frames

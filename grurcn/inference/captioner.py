@@ -20,7 +20,8 @@ from grurcn.models.beam_search import beam_search
 from grurcn.models.decoder import END, PADDING
 from grurcn.training.captioning import captioner_of, segments_of
 from shards.reading.clips import segment_frames
-from shards.video import Packing, Stored, read_frames
+from shards.reading.decode import read_frames
+from shards.video import Packing, Stored
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ from grurcn.inference.model_input import model_input
 from grurcn.models.build import build_model
 from grurcn.training.recipes import Recipe
 from shards.reading.clips import Box, evaluation_clips, evaluation_views
-from shards.video import Packing, Stored, read_flow, read_frames
+from shards.reading.decode import read_flow, read_frames
+from shards.video import Packing, Stored
 
 View = tuple[Box, bool]
 

@@ -28,10 +28,11 @@ from grurcn.models.vocabulary import Vocabulary
 from grurcn.training.caption_recipes import CaptionRecipe
 from grurcn.training.encoders import BadEncoder, build_encoder, check_same, encoder_of, read_encoder
 from grurcn.training.losses import WordTally
-from shards.index import Index, Sample
+from shards.index import Index
 from shards.reading.captions import CaptionBatch, Segments, evaluation_captions, read_captions, train_captions
 from shards.reading.order import Order
 from shards.reading.stream import Reading
+from shards.rows import Sample
 from shards.store import REQUESTS
 from shards.threads import ordered_map
 

@@ -274,10 +274,10 @@ def save(
         "tracking_uri": job["tracking_uri"],
     }
     progress.told = []
-    step, keep = progress.step, job["keep"]
+    step, keep, is_best = progress.step, job["keep"], best is not None
 
     def report(checkpoint: Checkpoint) -> None:
-        context.report(Saved(step=step, checkpoint=checkpoint.name, keep=keep))
+        context.report(Saved(step=step, checkpoint=checkpoint.name, keep=keep, is_best=is_best))
 
     writer.save(engine, step, meta, best, report)
 

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.bench.tables import Row, Tables
-from shards.index import SCHEMA, Shard
+from shards.dataset import Shard
 from shards.reading.order import Order, lanes_of
 from shards.reading.stream import shards_held
+from shards.rows import SCHEMA
 
 MIXES = (  # name, classes, videos a class, videos a shard, global batch
     ("as UCF-101", 101, 94, 100, 64),

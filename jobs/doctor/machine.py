@@ -29,11 +29,10 @@ from pathlib import Path
 import psutil
 import torch
 
-import shards.store as stores
 from cluster.progress import first_line
 from jobs.doctor.device import Devices, Trial
-from shards.index import read_dataset
-from shards.store import BadShards, BadUrl, absolute_url, open_store
+from shards.dataset import read_dataset
+from shards.store import BadShards, BadUrl, absolute_url, open_store, retry
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("grurcn", "shards", "cluster", "jobs")  # whose code must be the same everywhere
@@ -266,12 +265,12 @@ def listening() -> dict[int, tuple[str, ...]]:
 @contextmanager
 def impatient() -> Iterator[None]:
     """Who waits for an answer wants it now: a store that is away is given up after PATIENCE_SECONDS."""
-    before = stores.PATIENCE_SECONDS
-    stores.PATIENCE_SECONDS = PATIENCE_SECONDS
+    before = retry.PATIENCE_SECONDS
+    retry.PATIENCE_SECONDS = PATIENCE_SECONDS
     try:
         yield
     finally:
-        stores.PATIENCE_SECONDS = before
+        retry.PATIENCE_SECONDS = before
 
 
 def try_storage(order: Order) -> str | None:

@@ -10,7 +10,7 @@ import tyro
 from cluster.progress import Bar, duration
 from cluster.workers.tasks import run_tasks
 from jobs.command import Flat, finish
-from shards.index import REJECTED, DatasetInfo
+from shards.dataset import REJECTED, DatasetInfo
 from shards.packing.annotation_files import read_lines
 from shards.packing.external import IndexPlan, finish_index, open_target, parse_rules, plan_index
 from shards.packing.external_scan import scan_tar

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.command import finish
-from shards.index import FORMAT_VERSION, REJECTED, DatasetInfo, Index, read_dataset
+from shards.dataset import FORMAT_VERSION, REJECTED, DatasetInfo, read_dataset
+from shards.index import Index
 from shards.packing.duplicates import Repeats
 from shards.printable import printable
 from shards.store import REQUESTS, BadShards, NoFile, Store, open_store

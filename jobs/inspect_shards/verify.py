@@ -11,7 +11,8 @@ import tyro
 from cluster.progress import Bar, duration
 from cluster.workers.tasks import run_tasks
 from jobs.command import Flat, finish
-from shards.index import Index, read_dataset
+from shards.dataset import read_dataset
+from shards.index import Index
 from shards.store import BadShards, absolute_url, open_store
 from shards.verify import Fault, check_description, check_index, verify_shard
 from shards.video import Limits

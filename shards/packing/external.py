@@ -19,14 +19,15 @@ from typing import Any
 
 from webdataset.shardlists import expand_urls
 
-from shards.index import DESCRIPTION, EXTERNAL, REJECTED, DatasetInfo, Shard, read_dataset, written_index
+from shards.dataset import DESCRIPTION, EXTERNAL, REJECTED, DatasetInfo, Shard, read_dataset
 from shards.packing.duplicates import Repeats
 from shards.packing.entries import SPLITS
 from shards.packing.external_scan import MOST_CLASSES, Tar
 from shards.packing.pack import RECORDS, as_line, finished_records, read_records, record_name
 from shards.printable import printable
+from shards.rows import written_index
 from shards.sample_json import BadSample
-from shards.store import BadShards, BadUrl, Store, absolute_url, has, open_store
+from shards.store import BadShards, BadUrl, Store, absolute_url, has_file, open_store
 from shards.video import Packing
 
 SPLIT_WORDS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
@@ -191,7 +192,7 @@ def finish_index(plan: IndexPlan) -> DatasetInfo:
     Raises BadShards if no sample at all is left, or if labels do not fit together.
     """
     store = open_store(plan.out)
-    if has(store, DESCRIPTION):
+    if has_file(store, DESCRIPTION):
         return read_dataset(store)
     classes, repeating = survey(plan, store)
     number_of = {name: number for number, name in enumerate(classes)}

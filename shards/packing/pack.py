@@ -21,11 +21,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.flow import flow_between
-from shards.index import DESCRIPTION, PLAN, REJECTED, DatasetInfo, Shard, read_dataset, written_index
+from shards.dataset import DESCRIPTION, PLAN, REJECTED, DatasetInfo, Shard, read_dataset
 from shards.packing.entries import SPLITS, Entry, Listing
+from shards.packing.flow import flow_between
 from shards.packing.sandbox import VideoPacker
-from shards.store import BadShards, NoFile, Store, absolute_url, has, open_store
+from shards.rows import written_index
+from shards.store import BadShards, NoFile, Store, absolute_url, has_file, open_store
 from shards.video import BadVideo, Limits, Packing
 
 DEFAULT_LIMITS = Limits()
@@ -128,7 +129,7 @@ def finished_records(store: Store, digest: str, whole_digest: str, other: BadSha
 
     Raises `other` if the place holds another plan, BadShards or OSError if it cannot be written.
     """
-    if has(store, DESCRIPTION):
+    if has_file(store, DESCRIPTION):
         if read_dataset(store).plan != whole_digest:
             raise other
         store.delete(store.names(RECORDS))  # of a packing that was killed in its last moment
@@ -243,7 +244,7 @@ def finish_packing(plan: Plan) -> DatasetInfo:
     Raises BadShards if no video at all could be stored.
     """
     store = open_store(plan.url)
-    if has(store, DESCRIPTION):
+    if has_file(store, DESCRIPTION):
         return read_dataset(store)
     splits: dict[str, tuple[Shard, ...]] = {}
     num_rejected = len(plan.missing)

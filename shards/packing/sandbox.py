@@ -29,8 +29,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from shards.flow import NoOpenCV
-from shards.video import BadVideo, Limits, Packing, Stored, check_segment, store_video, stored_suffix
+from shards.packing.flow import NoOpenCV
+from shards.packing.transcode import check_segment, store_video, stored_suffix
+from shards.video import BadVideo, Limits, Packing, Stored
 
 START_SECONDS = 120.0  # for a new helper, which imports NumPy and PyAV; disks may be slow
 LOOK_SECONDS = 0.5  # from one look at whether the packing task is still there to the next

@@ -27,8 +27,10 @@ from numpy.lib import format as npy
 from torch import Tensor
 from webdataset.pipeline import DataPipeline
 
-from shards.index import DatasetInfo, Index, Sample
+from shards.dataset import DatasetInfo
+from shards.index import Index
 from shards.reading.clips import segment_frames
+from shards.reading.decode import read_frames
 from shards.reading.order import CAPTION_OF_PAIR, PADDING, Order, lanes_of, random_rows
 from shards.reading.stream import (
     Elsewhere,
@@ -41,10 +43,11 @@ from shards.reading.stream import (
     read_video,
     shards_held,
 )
+from shards.rows import Sample
 from shards.sample_json import BadSample, parse_captions
 from shards.store import BadShards, FolderStore, Store
 from shards.threads import ahead, ordered_map
-from shards.video import BadVideo, read_frames
+from shards.video import BadVideo
 
 # NumPy reads a header by Python's parser, of which two threads at once can raise SystemError in Python 3.11.
 PARSING = threading.Lock()

@@ -28,12 +28,14 @@ from torch import Tensor
 from webdataset.pipeline import DataPipeline
 from zlib_ng.zlib_ng import crc32  # that of zlib, fourteen times as fast
 
-from shards.index import Flow, Index, Sample
-from shards.reading.clips import Clip, ClipConfig, Stream, evaluation_clips, evaluation_views, train_clips
+from shards.index import Index
+from shards.reading.clips import Clip, ClipConfig, evaluation_clips, evaluation_views, train_clips
+from shards.reading.decode import read_flow, read_frames
 from shards.reading.order import PADDING, WINDOW, Order, lanes_of
+from shards.rows import Flow, Sample
 from shards.store import BadShards, FolderStore, Store
 from shards.threads import ahead, ordered_map
-from shards.video import BadVideo, read_flow, read_frames
+from shards.video import BadVideo, Stream
 
 Batch = TypeVar("Batch")
 

@@ -12,9 +12,10 @@ import numpy as np
 from torch import Tensor
 from videos import listing_of, pack
 
-from shards.index import SCHEMA, Index, written_index
+from shards.index import Index
 from shards.packing.entries import Entry, Listing
 from shards.reading.captions import Segments
+from shards.rows import SCHEMA, written_index
 from shards.store import FolderStore
 from shards.vectors import Encode, encode_shard, finish_encoding, open_encoding
 

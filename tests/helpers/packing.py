@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from jobs import make_shards
-from shards.flow import FlowMethod
 from shards.packing.sources import Folder
 from shards.synthetic import SIZE
-from shards.video import Packing
+from shards.video import FlowMethod, Packing
 
 SCENES = {"train": 12, "val": 4, "test": 5}  # captioned videos of each split
 

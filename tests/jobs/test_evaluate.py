@@ -17,8 +17,8 @@ from grurcn.models.votes import log_mean_vote
 from jobs import evaluate, make_shards
 from shards.index import Index
 from shards.reading.clips import evaluation_clips, evaluation_views
+from shards.reading.decode import read_frames
 from shards.store import BadShards
-from shards.video import read_frames
 
 
 @pytest.fixture(scope="module")

@@ -39,12 +39,14 @@ from jobs.inspect_shards.index import MakeIndex
 from jobs.inspect_shards.info import Info, quantiles
 from jobs.inspect_shards.preview import Preview
 from jobs.inspect_shards.verify import Verify
-from shards.index import SCHEMA, Index, read_dataset, written_index
+from shards.dataset import read_dataset
+from shards.index import Index
 from shards.packing.entries import Listing
 from shards.reading.clips import ClipConfig, train_clip
+from shards.reading.decode import read_frames
+from shards.rows import SCHEMA, written_index
 from shards.store import BadShards, FolderStore, open_store
 from shards.verify import Fault, check_index
-from shards.video import read_frames
 
 ROOT = Path(__file__).parents[2]
 FRAMES = [8, 9, 10, 11, 12, 8, 9, 10, 11]

@@ -37,8 +37,9 @@ from grurcn.training.recipes import Recipe
 from jobs import make_shards, predict
 from jobs.predict import Predict, lines_of, picture_places
 from shards.index import Index
+from shards.reading.decode import read_frames
 from shards.synthetic import COLOURS, NUM_FRAMES, draw_scene, write_video
-from shards.video import Limits, read_frames
+from shards.video import Limits
 
 FPS = 12  # of the scenes
 
@@ -184,7 +185,7 @@ def test_a_run_may_be_named_as_mlflow_does(run, scenes, storage, capsys):
     uri = tracking_uri(storage)
     run_id = open_run(uri, storage, "predicted", "mine", None, {}, {}, {})
     with MlflowRun(uri, run_id, RunFolder(str(run))) as report:
-        report.log_checkpoint("checkpoint-00000008", keep=1)
+        report.log_checkpoint("checkpoint-00000008", keep=1, new_best=True)
     video = scenes / "a" / "2.avi"
     wanted = predicted(capsys, run, video)
     assert predicted(capsys, f"runs:/{run_id}", video, storage=str(storage)) == wanted

@@ -21,12 +21,11 @@ from small_runs import job as train_job
 from cluster.checkpoints.run_folder import load_best
 from cluster.tracking.server import NoTracking, tracking_uri
 from jobs import evaluate, make_shards, train
-from shards import store as store_module
 from shards.index import Index
 from shards.reading.clips import ClipConfig
 from shards.reading.order import Order
 from shards.reading.stream import evaluation_batches, train_batches
-from shards.store import BadShards, open_store
+from shards.store import BadShards, open_store, retry
 
 CLIPS = ClipConfig(num_frames=4, stride=2, size=16)
 
@@ -103,7 +102,7 @@ def test_each_video_is_asked_for_once_an_epoch_and_nothing_else_of_the_shards(sh
 
 def test_a_store_that_fails_now_and_then_gives_the_same_pixels(shards, monkeypatch):
     wanted = epochs(str(shards))
-    monkeypatch.setattr(store_module, "FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE_SECONDS", 0.01)
     draw = random.Random(1)
     faults = [status(500), status(503), hang_up]
 
@@ -119,7 +118,7 @@ def test_a_store_that_fails_now_and_then_gives_the_same_pixels(shards, monkeypat
 
 
 def test_a_store_that_goes_away_while_it_is_read_is_one_error_with_shard_key_and_offset(shards, monkeypatch):
-    monkeypatch.setattr(store_module, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.5)
     with (
         RangeServer(shards, fault=first(10**9, status(500), path=".tar")) as server,
         pytest.raises(

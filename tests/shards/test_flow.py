@@ -37,15 +37,19 @@ from grurcn.models.build import build_model
 from grurcn.models.pixels import FLOW_SCALE, flow_to_clips, to_clips
 from grurcn.models.votes import log_mean_vote
 from jobs import evaluate, make_shards, train
-from shards import video
-from shards.flow import NoOpenCV, flow_between, flow_planes, to_bytes, to_pixels
-from shards.index import BadShards, Index
+from shards.index import Index
+from shards.packing.decode_source import decode_source
+from shards.packing.encoder import flow_encoder
 from shards.packing.entries import Entry, Listing
+from shards.packing.flow import NoOpenCV, flow_between, flow_planes, to_bytes
+from shards.packing.transcode import store_video
+from shards.reading import decode
 from shards.reading.clips import ClipConfig, evaluation_clips, evaluation_views, train_clip
+from shards.reading.decode import read_flow
 from shards.reading.order import Order
 from shards.reading.stream import evaluation_batches, train_batches
-from shards.store import FolderStore
-from shards.video import Packing, decode_upright, flow_encoder, read_flow, store_video
+from shards.store import BadShards, FolderStore
+from shards.video import Packing
 
 cv2: Any = pytest.importorskip("cv2", reason="packing optical flow wants the extra grurcn[flow]")
 
@@ -79,6 +83,11 @@ def fields_of(planes: np.ndarray, method: Any = "dis", bound: float = 20.0) -> n
     height = planes.shape[1] * 2 // 3
     stored = np.stack(list(flow_planes(iter(planes), method, bound)))
     return to_pixels(stored[:, : 2 * height], bound).reshape(len(stored), 2, height, -1)
+
+
+def to_pixels(stored: np.ndarray, bound: float) -> np.ndarray:
+    """Stored bytes -> motions float32 in pixels, by the definition (shards/video.py)."""
+    return (stored.astype(np.float32) - 128) * (bound / 127)
 
 
 def middle(fields: np.ndarray) -> np.ndarray:
@@ -262,8 +271,8 @@ def test_reading_a_late_clip_starts_at_the_key_frame_before_it_also_beside_a_cop
             seen.append(number)
             yield number, frame
 
-    numbered = video.numbered
-    monkeypatch.setattr(video, "numbered", spy)
+    numbered = decode.decode_gops
+    monkeypatch.setattr(decode, "decode_gops", spy)
     read_flow(part(index, sample, sample.flow), [9, 10], replace(SMALL, copy=True))
     assert seen == [8, 9, 10]
 
@@ -276,7 +285,7 @@ REAL += [("ut-interaction/Hugging/53_9_1.avi", "tvl1", 8)]
 @pytest.mark.parametrize(("name", "method", "num_frames"), REAL)
 def test_flow_of_a_real_video_is_stored_to_a_quarter_of_a_pixel(name, method, num_frames, tmp_path):
     packing = Packing(flow=method)
-    frames = list(islice(decode_upright(DATA / name, packing), num_frames))
+    frames = list(islice(decode_source(DATA / name, packing), num_frames))
     with flow_encoder(tmp_path / "flow.mp4", packing, Fraction(25)) as encoder:
         for planes in flow_planes(iter(frames), method, 20.0):
             encoder.write(planes)
@@ -374,7 +383,7 @@ def test_shards_without_flow_say_nothing_of_it(tmp_path):
     index.check_stream("rgb")
 
 
-NO_FLOW = r"shards: packed without optical flow, clips of the stream 'flow' are wanted; .*jobs\.make_shards --flow tvl1"
+NO_FLOW = r"shards: packed without optical flow, which the stream 'flow' needs; .*jobs\.make_shards --flow tvl1"
 
 
 def test_clips_of_flow_that_was_not_packed_are_refused_before_anything_is_read(tmp_path):
@@ -486,7 +495,7 @@ def test_flow_with_fewer_fields_than_the_index_says_is_named_with_its_place(inde
     monkeypatch.setattr("shards.reading.stream.evaluation_clips", lambda *_: np.array([[90]]))
     sample = index[0]
     assert sample.flow is not None
-    message = rf"{sample.shard}: {sample.key} at offset {sample.flow.offset}: frame 90 is wanted, but the video ends"
+    message = rf"{sample.shard}: {sample.key} at offset {sample.flow.offset}: the video ends before frame 90"
     with pytest.raises(BadShards, match=message):
         list(evaluation_batches(index, CLIPS, global_batch=1))
 
@@ -573,7 +582,7 @@ def test_packing_flow_without_opencv_is_one_clear_line_before_anything_is_packed
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.startswith(
-        "error: --flow tvl1: OpenCV with its contrib modules is wanted, but not installed here"
+        "error: --flow tvl1: needs OpenCV with its contrib modules, which is not installed here"
     )
     assert "pip install 'grurcn[flow]'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -584,5 +593,5 @@ def test_packing_without_flow_and_reading_flow_want_no_opencv(index, tmp_path, m
     monkeypatch.setitem(sys.modules, "cv2", None)
     pack(tmp_path / "shards", listing_of(tmp_path / "videos", [8]), TINY)
     assert len(list(evaluation_batches(index, CLIPS, global_batch=6))) == 1
-    with pytest.raises(NoOpenCV, match="--flow dis: OpenCV"):
+    with pytest.raises(NoOpenCV, match="--flow dis: needs OpenCV"):
         store_video(write_video(tmp_path / "video.avi", numbered_planes(8)), SMALL)

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from videos import TINY, listing_of, pack
 
-from shards.index import FORMAT_VERSION, SCHEMA, DatasetInfo, Flow, Index, Shard, read_dataset, written_index
+from shards.dataset import FORMAT_VERSION, DatasetInfo, Shard, read_dataset
+from shards.index import Index
 from shards.reading.order import WINDOW
+from shards.rows import SCHEMA, Flow, written_index
 from shards.store import BadShards, open_store
 
 FRAMES = [8, 9, 10, 11, 12, 8, 9]
@@ -138,7 +140,7 @@ def test_a_digest_never_changes_for_the_same_description():
 def test_another_format_version_is_refused(version, folder):
     rewrite(folder, version=version)
     message = (
-        rf"dataset\.json: format version {version}, this program reads version {FORMAT_VERSION}; pack .* again, or"
+        rf"dataset\.json: format version {version}; this program reads version {FORMAT_VERSION}; pack .* again, or"
     )
     with pytest.raises(BadShards, match=message):
         read_dataset(open_store(folder))
@@ -240,14 +242,14 @@ def test_only_the_rows_that_are_wanted_are_read_and_a_bounded_number_is_kept(pac
 
 def test_a_missing_shard_is_found_by_the_check(folder):
     (folder / "train-000001.tar").unlink()
-    with pytest.raises(BadShards, match=r"train-000001\.tar: missing, the index wants [\d,]+ bytes; restore the file"):
+    with pytest.raises(BadShards, match=r"train-000001\.tar: missing; expected [\d,]+ bytes by the index; restore"):
         Index(folder, "train").check_files()
 
 
 def test_a_shard_of_another_length_is_found_by_the_check(folder):
     with (folder / "train-000002.tar").open("r+b") as file:
         file.truncate(1234)
-    with pytest.raises(BadShards, match=r"train-000002\.tar: 1,234 bytes, the index wants [\d,]+ bytes"):
+    with pytest.raises(BadShards, match=r"train-000002\.tar: 1,234 bytes; expected [\d,]+ bytes by the index"):
         Index(folder, "train").check_files()
 
 
@@ -325,7 +327,7 @@ def test_videos_with_captions_pass_the_check(tmp_path):
 
 
 def test_a_data_set_without_captions_is_refused_with_the_way_out(packed):
-    message = r"no video of the split train has a caption; wanted videos with captions, as jobs\.make_shards packs them from m"
+    message = r"no video of the split train has a caption; expected videos with captions, as jobs\.make_shards packs them from m"
     with pytest.raises(BadShards, match=message):
         Index(packed, "train").check_captions()
 

@@ -24,7 +24,7 @@ from servers import (
 )
 
 from shards import store as store_module
-from shards.store import BadShards, BadUrl, FolderStore, NoFile, absolute_url, open_store
+from shards.store import BadShards, BadUrl, FolderStore, NoFile, absolute_url, open_store, retry
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def open_files(folder):
 @pytest.fixture
 def no_pauses(monkeypatch):
     pauses = []
-    monkeypatch.setattr(store_module.time, "sleep", pauses.append)
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
     return pauses
 
 
@@ -156,7 +156,7 @@ def test_after_an_error_the_file_is_opened_anew(folder, no_pauses, monkeypatch):
 
 
 def test_an_error_that_stays_ends_when_patience_does(folder, monkeypatch):
-    monkeypatch.setattr(store_module, "PATIENCE_SECONDS", 0.7)  # pauses of 0.2 and 0.4 seconds
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.7)  # pauses of 0.2 and 0.4 seconds
     calls = failing_pread(monkeypatch, times=10**9)
     message = r"0\.tar: 10 bytes at offset 5: failed 3 times in 0\.7 s \(Input/output error\)"
     with pytest.raises(BadShards, match=message):
@@ -308,7 +308,7 @@ def test_a_store_that_fails_three_times_and_then_works_gives_the_right_bytes(fau
     ("fault", "told"), [(status(500), "500"), (hang_up, ""), (answer_short, "11 of 10 bytes|more")]
 )
 def test_a_store_that_stays_broken_is_one_error_with_the_file_and_the_offset(fault, told, folder, monkeypatch):
-    monkeypatch.setattr(store_module, "PATIENCE_SECONDS", 0.7)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.7)
     with (
         RangeServer(folder, fault=first(10**9, fault)) as server,
         pytest.raises(BadShards, match=rf"{server.url}/3\.tar: 20 bytes at offset 5: failed 3 times in 0\.7 s"),
@@ -317,7 +317,7 @@ def test_a_store_that_stays_broken_is_one_error_with_the_file_and_the_offset(fau
 
 
 def test_a_store_that_is_away_is_one_error(monkeypatch):
-    monkeypatch.setattr(store_module, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.3)
     with pytest.raises(
         BadShards, match=r"http://127\.0\.0\.1:9/3\.tar: 20 bytes at offset 5: failed 2 times in 0\.3 s"
     ):
@@ -325,7 +325,7 @@ def test_a_store_that_is_away_is_one_error(monkeypatch):
 
 
 def test_a_store_that_does_not_answer_is_given_up(folder, monkeypatch):
-    monkeypatch.setattr(store_module, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr(store_module.ObjectStore.run, "__kwdefaults__", {"seconds": 0.3})
     with (
         RangeServer(folder, delay_seconds=5) as server,
@@ -376,11 +376,11 @@ def test_a_web_server_cannot_be_written_to(folder):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("pipe:curl http://x", r"pipe:\.\.\.: not a place for shards; wanted a folder, or a URL that begins with"),
+        ("pipe:curl http://x", r"pipe:\.\.\.: not a place for shards; expected a folder, or a URL that begins with"),
         ("ftp://host/x", "ftp:...: not a place"),
         ("file://host/x", "file:...: not a place"),
         ("s3::http://x/y", "s3:...: not a place"),
-        ("s3:///x", r"s3:///x: wanted s3://BUCKET/FOLDER"),
+        ("s3:///x", r"s3:///x: expected s3://BUCKET/FOLDER"),
         ("s3://key:secret@bucket/x", r"^s3://bucket/x: the URL holds credentials, a query or a fragment \(not shown\)"),
         ("https://user:secret@host/x", r"^https://host/x: the URL holds credentials"),
         ("https://host/x?X-Amz-Signature=secret", r"^https://host/x: the URL holds credentials, a query"),

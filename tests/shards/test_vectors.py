@@ -40,15 +40,16 @@ from jobs.inspect_shards.index import MakeIndex
 from jobs.inspect_shards.info import Info
 from jobs.inspect_shards.preview import Preview
 from jobs.inspect_shards.verify import Verify
-from shards.index import Index, read_dataset
+from shards.dataset import read_dataset
+from shards.index import Index
 from shards.reading.captions import BadVectors, evaluation_captions, train_captions
 from shards.reading.clips import ClipConfig
+from shards.reading.decode import read_frames
 from shards.reading.order import Order
 from shards.reading.stream import Reading, evaluation_batches, train_batches
 from shards.store import BadShards, open_store
 from shards.vectors import encode_shard, finish_encoding, open_encoding
 from shards.verify import Fault
-from shards.video import read_frames
 
 WebDataset: Any = wds.WebDataset  # pyright: ignore[reportAttributeAccessIssue]  # looked up when asked for
 FRAMES, COUNTS = [8, 9, 3, 10, 2, 12, 9], [2, 1, 4, 3, 1, 5, 2]
@@ -388,7 +389,7 @@ def test_videos_that_were_packed_anew_meanwhile_are_refused(tmp_path):
 def test_an_encoder_of_which_something_is_missing_is_refused(changes, packed, tmp_path):
     encoder = {name: value for name, value in {**ENCODER, **changes}.items() if value is not None}
     with pytest.raises(
-        ValueError, match=r"an encoder with segments .*, size .* and digest .*: wanted two numbers of at l"
+        ValueError, match=r"an encoder with segments .*, size .* and digest .*; expected two numbers of at l"
     ):
         open_encoding(packed, tmp_path / "out", encoder)
     assert not (tmp_path / "out").exists()

@@ -27,14 +27,21 @@ from videos import (
     write_video,
 )
 
-from shards import video
-from shards.video import BadVideo, Limits, Packing, decode_upright, read_frames, store_video, turn, video_encoder
+from shards.frames import turn
+from shards.packing import decode_source as source_module
+from shards.packing import transcode
+from shards.packing.decode_source import decode_source
+from shards.packing.encoder import video_encoder
+from shards.packing.transcode import store_video
+from shards.reading import decode
+from shards.reading.decode import read_frames
+from shards.video import BadVideo, Limits, Packing
 
 ODD = DATA / "odd"
 
 
 def decoded(path, packing=TINY):
-    return np.stack(list(decode_upright(path, packing)))
+    return np.stack(list(decode_source(path, packing)))
 
 
 def encode(planes, target, packing, fps):
@@ -410,28 +417,28 @@ def test_reading_starts_at_the_last_key_frame_before_the_first_wanted_one(tmp_pa
             seen.append(number)
             yield number, frame
 
-    numbered = video.numbered
-    monkeypatch.setattr(video, "numbered", spy)
+    numbered = decode.decode_gops
+    monkeypatch.setattr(decode, "decode_gops", spy)
     stored = (tmp_path / "stored.mp4").read_bytes()
     read_frames(stored, [30, 31, 32], packing)
     assert [number for number in seen if number != 29] == [28, 30, 31, 32]
     # 29 is decoded if a later frame is predicted from it
-    track = video.read_track(stored)
-    assert (29 in seen) == video.is_reference(stored, track.offsets[track.numbers.index(29)])
+    track = decode.read_track(stored)
+    assert (29 in seen) == decode.is_reference(stored, track.offsets[track.numbers.index(29)])
 
 
 def test_frames_before_the_first_wanted_one_from_which_none_is_predicted_are_not_decoded(tmp_path):
     packing = Packing(width=32, height=32, gop=16)
     encode(numbered_planes(32), tmp_path / "stored.mp4", packing, Fraction(25))
     stored = (tmp_path / "stored.mp4").read_bytes()
-    track = video.read_track(stored)
+    track = decode.read_track(stored)
     alone = {
         number
         for number, start in zip(track.numbers, track.offsets, strict=False)
-        if not video.is_reference(stored, start)
+        if not decode.is_reference(stored, start)
     }
     assert len(alone & set(range(16, 30))) > 3  # B-frames
-    decoded = [number for number, _ in video.numbered(stored, track, {30, 31}, packing.gop)]
+    decoded = [number for number, _ in decode.decode_gops(stored, track, {30, 31}, packing.gop)]
     assert decoded == [number for number in range(16, 32) if number >= 30 or number not in alone]
 
 
@@ -439,7 +446,7 @@ def test_frames_before_the_first_wanted_one_from_which_none_is_predicted_are_not
 def test_a_frame_after_the_last_is_refused(preset, tmp_path):
     packing = Packing(width=32, height=32, gop=4, preset=preset)
     encode(numbered_planes(10), tmp_path / "stored.mp4", packing, Fraction(25))
-    with pytest.raises(BadVideo, match="frame 10 is wanted, but the video ends before it"):
+    with pytest.raises(BadVideo, match="the video ends before frame 10"):
         read_frames((tmp_path / "stored.mp4").read_bytes(), [9, 10], packing)
 
 
@@ -508,8 +515,8 @@ def test_segments_that_follow_each_other_share_no_frame_and_leave_none_out(first
     fps = Fraction(rate)
     stop = min(first + length, 40)
     at_start, at_end = round(float(first / fps), 3), round(float(stop / fps), 3)
-    assert video.segment_frames(at_start, at_end, fps) == (first, stop)
-    assert video.segment_frames(at_end, None, fps) == (stop, None)
+    assert transcode.segment_bounds(at_start, at_end, fps) == (first, stop)
+    assert transcode.segment_bounds(at_end, None, fps) == (stop, None)
 
 
 def test_a_segment_has_the_flow_of_its_own_frames(forty):
@@ -537,7 +544,7 @@ def test_a_segment_that_is_not_there_is_refused(start, end, message, forty):
     ("start", "end"), [(-1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0), (0.0, float("nan"))]
 )
 def test_a_segment_of_nonsense_is_no_fault_of_the_video(start, end, forty):
-    with pytest.raises(ValueError, match=r"a segment from .* s: wanted 0 <= start < end") as caught:
+    with pytest.raises(ValueError, match=r"a segment from .* s: expected 0 <= start < end") as caught:
         store_video(forty, TINY, start, end)
     assert not isinstance(caught.value, BadVideo)
 
@@ -568,7 +575,7 @@ def test_what_lies_behind_a_segment_is_not_looked_at_and_what_lies_before_is(tmp
 
 def test_frames_before_a_segment_are_not_scaled(forty, monkeypatch):
     scaled = []
-    monkeypatch.setattr(video, "to_planes", lambda frame, *_: scaled.append(frame) or numbered_planes(1)[0])
+    monkeypatch.setattr(source_module, "to_planes", lambda frame, *_: scaled.append(frame) or numbered_planes(1)[0])
     store_video(forty, TINY, 0.4, 1.2)
     assert len(scaled) == 20
 
@@ -596,7 +603,7 @@ def test_a_video_that_breaks_off_and_an_encoder_that_dies_leave_no_process_behin
                     error()
                 yield planes
 
-        monkeypatch.setattr(video, "decode_upright", frames)
+        monkeypatch.setattr(transcode, "decode_source", frames)
 
     def break_off():
         raise BadVideo("breaks off")
@@ -629,13 +636,13 @@ def test_a_preset_that_the_encoder_does_not_know_is_an_error_and_not_a_bad_video
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 341}, "341 x 256 frames: wanted even sizes of at least 16"),
-        ({"height": 14}, "340 x 14 frames: wanted even sizes of at least 16"),
-        ({"gop": 0}, "gop 0: wanted at least 1"),
-        ({"crf": 52}, "crf 52: wanted 0 .lossless. to 51"),
-        ({"flow_crf": -1}, "flow_crf -1: wanted 0 .lossless. to 51"),
-        ({"flow": "farneback"}, "flow 'farneback': wanted one of none, tvl1, dis"),
-        ({"flow_bound": 0.0}, "flow_bound 0: wanted above 0 and below 1000 pixels"),
+        ({"width": 341}, "341 x 256 frames: expected even sizes of at least 16"),
+        ({"height": 14}, "340 x 14 frames: expected even sizes of at least 16"),
+        ({"gop": 0}, "gop 0: expected at least 1"),
+        ({"crf": 52}, "crf 52: expected 0 .lossless. to 51"),
+        ({"flow_crf": -1}, "flow_crf -1: expected 0 .lossless. to 51"),
+        ({"flow": "farneback"}, "flow 'farneback': expected one of none, tvl1, dis"),
+        ({"flow_bound": 0.0}, "flow_bound 0: expected above 0 and below 1000 pixels"),
         ({"flow_bound": float("nan")}, "flow_bound nan"),
     ],
 )
@@ -647,10 +654,10 @@ def test_packing_settings_out_of_range_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"time_limit": 0.0}, "time_limit 0: wanted above 0 and at most 1,000,000 seconds"),
+        ({"time_limit": 0.0}, "time_limit 0: expected above 0 and at most 1,000,000 seconds"),
         ({"time_limit": float("nan")}, "time_limit nan"),
-        ({"memory_limit": 0.25}, r"memory_limit 0\.25: wanted 0\.5 to 1,000,000 GiB"),
-        ({"max_pixels": 0}, "max_pixels 0: wanted 1 to 2,147,483,647"),
+        ({"memory_limit": 0.25}, r"memory_limit 0\.25: expected 0\.5 to 1,000,000 GiB"),
+        ({"max_pixels": 0}, "max_pixels 0: expected 1 to 2,147,483,647"),
     ],
 )
 def test_limits_out_of_range_are_refused(options, message):

@@ -18,8 +18,7 @@ from cluster.checkpoints.engine_state import read_state
 from cluster.checkpoints.files import Checkpoint
 from cluster.checkpoints.run_folder import Identity, RunFolder, export_best, load_best
 from cluster.checkpoints.writer import CheckpointWriter
-from shards import store as stores
-from shards.store import BadShards, FolderStore, NoFile
+from shards.store import BadShards, FolderStore, NoFile, retry
 
 IDENTITY = Identity(recipe_digest="a", data_digest="b", recipe={}, tracking_uri="c", mlflow_run_id="d")
 
@@ -275,7 +274,7 @@ def save_until_full(writer: CheckpointWriter, engine) -> None:
 def test_a_store_that_is_away_for_a_while_is_waited_for(s3, monkeypatch, tmp_path):
     """While the server is away nothing is lost, and training waits only when the next checkpoint is due."""
     port = int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])
-    monkeypatch.setattr(stores, "PATIENCE_SECONDS", 120.0)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 120.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port + 1}")  # where nobody answers yet
     S3FileSystem.clear_instance_cache()
     engine, run = tiny_engine(0), RunFolder(f"{s3}/{tmp_path.name}")
@@ -297,7 +296,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(s3, monkeypatch, tmp_pat
 
 
 def test_a_store_that_stays_away_is_one_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(stores, "PATIENCE_SECONDS", 5.0)
+    monkeypatch.setattr(retry, "PATIENCE_SECONDS", 5.0)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")

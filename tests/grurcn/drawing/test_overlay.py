@@ -22,8 +22,9 @@ from grurcn.models.build import build_model
 from grurcn.models.config import ModelConfig
 from grurcn.models.gru_rcn import GRURCN
 from grurcn.training.recipes import Recipe
+from shards.packing.encoder import flow_encoder, video_encoder
 from shards.reading.clips import ClipConfig
-from shards.video import BadVideo, Packing, Stored, flow_encoder, video_encoder
+from shards.video import BadVideo, Packing, Stored
 
 PACKING = Packing(width=48, height=32, gop=4, crf=4, preset="ultrafast")
 MODEL = ModelConfig(taps=("pool1", "pool2"), hidden=(4, 6), width=1 / 16)

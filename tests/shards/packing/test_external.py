@@ -24,7 +24,9 @@ from webdataset.tariterators import base_plus_ext
 
 from jobs.inspect_shards import __main__ as inspect_shards
 from jobs.inspect_shards.index import MakeIndex
-from shards.index import Index, read_dataset
+from shards.dataset import read_dataset
+from shards.index import Index
+from shards.packing.decode_source import decode_source
 from shards.packing.duplicates import Repeats
 from shards.packing.external import classes_from, finish_index, open_target, parse_rules, plan_index, split_of, tars_of
 from shards.packing.external_scan import key_and_suffix, scan_tar
@@ -34,7 +36,7 @@ from shards.reading.order import Order
 from shards.reading.stream import evaluation_batches, train_batches
 from shards.sample_json import BadSample, parse_captions
 from shards.store import BadShards, BadUrl, FolderStore, open_store
-from shards.video import Limits, Packing, decode_upright
+from shards.video import Limits, Packing
 
 ShardWriter: Any = wds.ShardWriter  # pyright: ignore[reportAttributeAccessIssue]  # looked up when asked for
 TarWriter: Any = wds.TarWriter  # pyright: ignore[reportAttributeAccessIssue]
@@ -132,7 +134,7 @@ def test_a_training_batch_has_the_pixels_of_the_files_themselves(indexed, made):
     assert batch.label.tolist() == [number % 2 for number in batch.sample.tolist()]
     for number, frames in zip(batch.sample.tolist(), batch.frames.numpy(), strict=True):
         [path] = made.glob(f"{number}-{8 + number % 3}.avi")
-        whole = np.stack(list(decode_upright(path, SMALL)))
+        whole = np.stack(list(decode_source(path, SMALL)))
         start = frame_numbers(frames)[0] - number
         np.testing.assert_array_equal(frames, whole[start : start + 3])
 
@@ -143,7 +145,7 @@ def test_an_evaluation_sees_each_video_once_with_the_pixels_of_the_file(indexed,
     assert [number for batch in batches for number in batch.sample.tolist()] == [0, 2, 1, 3]
     for batch in batches:
         for number, frames in zip(batch.sample.tolist(), batch.frames.numpy(), strict=True):
-            whole = np.stack(list(decode_upright(made / f"{20 + number}-8.mp4", SMALL)))
+            whole = np.stack(list(decode_source(made / f"{20 + number}-8.mp4", SMALL)))
             np.testing.assert_array_equal(frames, whole[2:5])
 
 

@@ -16,11 +16,13 @@ import pytest
 from packers import WebDataset, contents, plan_of, run, start_packer
 from videos import TINY, frame_numbers, lavfi_video, listing_of, numbered_planes, pack, write_video
 
-from shards.index import Index, read_dataset
+from shards.dataset import read_dataset
+from shards.index import Index
 from shards.packing.entries import SPLITS, Listing
 from shards.packing.pack import finish_packing, open_target, pack_shard
+from shards.reading.decode import read_frames
 from shards.store import BadShards, FolderStore, open_store
-from shards.video import Limits, Packing, read_frames
+from shards.video import Limits, Packing
 
 FRAMES = [8, 9, 10, 11, 12, 8, 9, 10, 11]
 
@@ -335,7 +337,7 @@ def test_a_part_of_a_video_and_its_captions_are_stored(tmp_path):
     assert Index(folder, "train").shards[0].captions == 2
     planes = read_frames(data[sample.offset :][: sample.size_bytes], range(5), TINY)
     assert frame_numbers(planes) == [4, 5, 6, 7, 8]  # its levels begin at 1
-    with pytest.raises(BadShards, match="packed with captions and without classes; wanted videos with classes"):
+    with pytest.raises(BadShards, match="packed with captions and without classes; expected videos with classes"):
         Index(folder, "train").check_classes()
 
 

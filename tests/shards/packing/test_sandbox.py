@@ -25,7 +25,8 @@ from videos import TINY, ffmpeg, lavfi_video, numbered_planes, write_video
 
 from shards.packing import sandbox as isolated
 from shards.packing.sandbox import VideoPacker, answer, raise_as
-from shards.video import BadVideo, Limits, Packing, store_video
+from shards.packing.transcode import store_video
+from shards.video import BadVideo, Limits, Packing
 
 COPY = Packing(width=32, height=32, copy=True)
 SLOW = Packing(width=1920, height=1080, preset="placebo")  # about a second a frame
@@ -306,7 +307,7 @@ def test_a_header_that_promises_a_milliard_frames_is_refused(packing, video, tmp
 @pytest.mark.parametrize(
     ("size", "reason"),
     [
-        (16_000, r"frames of 16,000 x 16,000 pixels: wanted at most 35,389,440 pixels .--max-pixels."),
+        (16_000, r"frames of 16,000 x 16,000 pixels: expected at most 35,389,440 pixels .--max-pixels."),
         (100_000, "frame 1 of 2 does not decode"),  # ffmpeg itself does not believe it
     ],
 )
@@ -331,7 +332,7 @@ def test_frames_that_grow_in_the_middle_of_a_video_are_refused(tmp_path):
     assert store_video(tmp_path / "growing.h264", TINY).num_frames == 8
     with VideoPacker(Limits(max_pixels=64 * 64)) as packer:
         assert packer.store(parts[0], TINY).num_frames == 4
-        with pytest.raises(BadVideo, match=r"frames of 256 x 256 pixels: wanted at most 4,096"):
+        with pytest.raises(BadVideo, match=r"frames of 256 x 256 pixels: expected at most 4,096"):
             packer.store(parts[1], TINY)
         with pytest.raises(BadVideo, match=r"frame [1-5] does not decode"):
             packer.store(tmp_path / "growing.h264", TINY)

@@ -34,6 +34,7 @@ from hypothesis import strategies as st
 from videos import TINY, frame_numbers, listing_of, pack
 
 from shards.index import Index
+from shards.packing.transcode import store_video
 from shards.reading.captions import (
     BadVectors,
     Segments,
@@ -43,10 +44,10 @@ from shards.reading.captions import (
     train_captions,
 )
 from shards.reading.clips import segment_frames
+from shards.reading.decode import read_frames
 from shards.reading.order import CAPTION_OF_PAIR, BadBatch, Order, random_bits
 from shards.reading.stream import Reading
 from shards.store import BadShards, FolderStore
-from shards.video import read_frames, store_video
 
 FRAMES = [8, 9, 3, 10, 2, 12, 9]  # two of these videos have fewer frames than segments are wanted
 COUNTS = [2, 1, 4, 3, 1, 5, 2]  # 18 pairs: in batches of 4, four steps and two pairs left over
@@ -532,7 +533,7 @@ def test_a_video_with_fewer_frames_than_the_index_says_is_named(packed, tmp_path
     folder = Path(shutil.copytree(packed, tmp_path / "spoilt"))
     sample = Index(folder, "train")[2]
     reindex(folder, "train", {sample.key: {"num_frames": 90}})
-    message = rf"{sample.shard}: {sample.key} at offset {sample.offset}: frame \d+ is wanted, but the video ends"
+    message = rf"{sample.shard}: {sample.key} at offset {sample.offset}: the video ends before frame \d+"
     with pytest.raises(BadShards, match=message):
         evaluate(Index(folder, "train"), global_batch=4)
 
