@@ -284,7 +284,7 @@ def test_the_tutorial_runs_as_it_is_typed(tmp_path):
     finally:
         terminal.close()
 
-    assert " 0 wrong" in said["doctor"]
+    assert " 0 errors" in said["doctor"]
     classes = {path.name for path in (tmp_path / "data/videos").iterdir() if path.is_dir()}
     assert len(classes) == 8
     assert "none left out" in said["pack"]

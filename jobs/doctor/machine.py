@@ -1,10 +1,7 @@
-"""What one machine is like, before a run: everything the doctor wants to know of it, gathered on it.
+"""Facts about one machine, gathered on it: on this machine, or in an actor on each machine of a cluster (cluster.py).
 
-    gather(Order) ──> Facts        on this machine, or in an actor on each machine of a cluster (doctor_cluster.py)
-    Facts ──> findings             doctor_findings.py, which asks nothing of any machine
-
-Nothing here judges, and nothing raises for what a machine lacks: what could not be done is told in words. A token is told as a
-digest that is salted anew each time, so that machines can be compared and nobody learns of it.
+Nothing raises for what a machine lacks: facts say in words what failed. A token becomes a digest with a new salt each time, so
+that machines can be compared and the token stays secret.
 """
 
 import hashlib
@@ -23,135 +20,64 @@ import time
 import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 import torch
 
-from cluster.progress import first_line
-from jobs.doctor.device import Devices, Trial
+from jobs.command import error_text
+from jobs.doctor.device import Trials
+from jobs.doctor.facts import MAIN_PACKAGES, OWN_PACKAGES, Disk, MachineFacts, RayToken, Request, ShardReading
 from shards.dataset import read_dataset
 from shards.store import BadShards, BadUrl, absolute_url, open_store, retry
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("grurcn", "shards", "cluster", "jobs")  # whose code must be the same everywhere
-SHOWN = ("torch", "ray", "deepspeed", "webdataset", "av", "mlflow")  # the versions that runs are made of
-PATIENCE_SECONDS = 5.0  # for a store that does not answer; a run has more
-READ_BYTES = 16 * 2**20  # of a shard, for its speed
-MARK = ".doctor-"  # how our files in the storage begin; what is random follows
+PATIENCE_SECONDS = 5.0  # for a store that does not answer; a run waits longer
+READ_BYTES = 16 * 2**20  # of a shard, to measure the speed
+PREFIX = ".doctor-"  # of our files in the storage; Request.marker follows
 
 
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What is asked of every machine alike."""
-
-    storage: str  # absolute
-    shards: str | None  # absolute
-    mark: str  # of this examination: in the names of its files in the storage, and the salt of digests
+def gather_machine(request: Request, address: str | None = None, temporary: str | None = None) -> MachineFacts:
+    """All facts about this machine. address and temporary folder: Ray's, where it runs."""
+    with Trials() as trials:  # first, as importing DeepSpeed takes longest
+        return gather_during(trials, request, address, temporary)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Token:
-    """Ray's authentication, as a process on the machine finds it."""
-
-    mode: str  # "token", "disabled", ... ; as Ray decides it, "unset" if nothing does
-    place: str | None  # the environment variable or file that the token is in; None: there is none
-    file_mode: int | None  # permission bits of the file
-    digest: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Disk:
-    """The file system that a folder is in."""
-
-    path: str
-    total_bytes: int
-    free_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How shards are read from the machine."""
-
-    error: str | None = None
-    digest: str | None = None  # of dataset.json
-    shard: str | None = None
-    first_byte_seconds: float = 0.0
-    read_bytes: int = 0
-    bytes_per_second: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """One machine."""
-
-    name: str
-    address: str  # by which Ray knows it; without Ray that of its name
-    versions: dict[str, str | None]  # of SHOWN, python and grurcn's dependencies; None: not installed
-    code: str  # digest of our own source files
-    requirements: tuple[str, ...] = ()  # of pyproject.toml, or of the installed package
-    cuda: str | None  # that torch was built for
-    driver: str | None  # NVIDIA's, if there is one
-    nvidia_gpus: int  # that the driver tells of
-    devices: Devices
-    token: Token
-    storage: Disk | None = None  # of a folder
-    storage_error: str | None = None  # why a file cannot be written to the storage, or read or deleted there
-    reading: Reading | None = None
-    shared_memory: Disk | None = None  # /dev/shm
-    temporary: Disk
-    open_files: int  # soft limit
-    open_files_most: int  # hard limit
-    cores: int
-    memory_bytes: int
-    host_address: str | None  # what the host name resolves to, which gloo and NCCL ask; None: to nothing
-    interfaces: dict[str, tuple[str, ...]] = field(default_factory=dict)  # name -> IPv4 addresses
-    named_interfaces: dict[str, str] = field(default_factory=dict)  # of GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME
-    listening: dict[int, tuple[str, ...]] = field(default_factory=dict)  # port -> addresses that something listens at
-
-
-def gather(order: Order, address: str | None = None, temporary: str | None = None) -> Facts:
-    """All facts of this machine. address and temporary folder: as Ray has them."""
-    with Trial() as trial:  # first, as importing DeepSpeed takes longest
-        return gather_beside(trial, order, address, temporary)
-
-
-def gather_beside(trial: Trial, order: Order, address: str | None, temporary: str | None) -> Facts:
+def gather_during(trials: Trials, request: Request, address: str | None, temporary: str | None) -> MachineFacts:
     driver = nvidia_driver()
-    storage_error = try_storage(order)
-    return Facts(
+    storage_error = try_storage(request)
+    return MachineFacts(
         name=socket.gethostname(),
-        address=address or host_address() or "127.0.0.1",
-        versions=versions(),
+        address=address or find_host_address() or "127.0.0.1",
+        versions=installed_versions(),
         code=code_digest(ROOT),
-        requirements=requirements(),
+        requirements=own_requirements(),
         cuda=torch.version.cuda,
         driver=driver[0] if driver else None,
         nvidia_gpus=driver[1] if driver else 0,
-        token=token(os.environ, Path.home(), order.mark),
-        storage=None if "://" in order.storage else disk(Path(order.storage)),
+        token=find_token(os.environ, Path.home(), request.marker),
+        storage=None if "://" in request.storage else disk_of(Path(request.storage)),
         storage_error=storage_error,
-        reading=read_shards(order.shards) if order.shards else None,
-        shared_memory=disk(Path("/dev/shm")) if Path("/dev/shm").is_dir() else None,
-        temporary=disk(Path(temporary or tempfile.gettempdir())),
+        reading=read_shards(request.shards) if request.shards else None,
+        shared_memory=disk_of(Path("/dev/shm")) if Path("/dev/shm").is_dir() else None,
+        temporary=disk_of(Path(temporary or tempfile.gettempdir())),
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        open_files_most=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
+        open_files_hard=resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=psutil.virtual_memory().total,
-        host_address=host_address(),
-        interfaces=interfaces(),
+        host_address=find_host_address(),
+        interfaces=find_interfaces(),
         named_interfaces={
             name: os.environ[name] for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if os.environ.get(name)
         },
-        listening=listening(),
-        devices=trial.result(),
+        listening=find_listening(),
+        devices=trials.result(),
     )
 
 
-def versions() -> dict[str, str | None]:
-    wanted = ({requirement_name(text) for text in requirements()} | set(SHOWN)) - {"python"}
-    return {"python": platform.python_version(), **{name: installed(name) for name in sorted(wanted)}}
+def installed_versions() -> dict[str, str | None]:
+    packages = ({requirement_name(text) for text in own_requirements()} | set(MAIN_PACKAGES)) - {"python"}
+    return {"python": platform.python_version(), **{name: installed(name) for name in sorted(packages)}}
 
 
 def installed(package: str) -> str | None:
@@ -161,18 +87,18 @@ def installed(package: str) -> str | None:
         return None
 
 
-def requirements() -> tuple[str, ...]:
-    """What grurcn wants: as pyproject.toml beside this code says, else as the installed package does."""
+def own_requirements() -> tuple[str, ...]:
+    """The requirements of grurcn: of pyproject.toml beside this code, or of the installed package."""
     path = ROOT / "pyproject.toml"
     if path.is_file():
         project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
         return (f"python{project['requires-python']}", *project["dependencies"])
     try:
-        about = importlib.metadata.metadata("grurcn")
-        needs = importlib.metadata.requires("grurcn") or []
+        metadata = importlib.metadata.metadata("grurcn")
+        requirements = importlib.metadata.requires("grurcn") or []
     except importlib.metadata.PackageNotFoundError:
         return ()
-    return (f"python{about['Requires-Python']}", *(need for need in needs if "extra ==" not in need))
+    return (f"python{metadata['Requires-Python']}", *(each for each in requirements if "extra ==" not in each))
 
 
 def requirement_name(text: str) -> str:
@@ -184,7 +110,7 @@ def requirement_name(text: str) -> str:
 def code_digest(root: Path) -> str:
     """SHA-256 over the names and bytes of our source files."""
     digest = hashlib.sha256()
-    for package in PACKAGES:
+    for package in OWN_PACKAGES:
         for path in sorted((root / package).rglob("*")):
             if path.suffix in (".py", ".json") and path.is_file():
                 content = path.read_bytes()
@@ -193,7 +119,7 @@ def code_digest(root: Path) -> str:
 
 
 def nvidia_driver() -> tuple[str, int] | None:
-    """(the driver's version, how many GPUs it tells of); None where there is no such driver."""
+    """(the driver's version, the number of GPUs it sees); None without a driver."""
     try:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()
@@ -202,44 +128,42 @@ def nvidia_driver() -> tuple[str, int] | None:
     return (lines[0], len(lines)) if lines else None
 
 
-def token(environment: Mapping[str, str], home: Path, salt: str) -> Token:
-    """Where Ray looks for its token, in the order in which it does."""
+def find_token(environment: Mapping[str, str], home: Path, salt: str) -> RayToken:
+    """Looks for the token where Ray does, in its order."""
     mode = environment.get("RAY_AUTH_MODE", "unset").lower()
     if environment.get("RAY_AUTH_TOKEN"):
-        return Token(
-            mode=mode, place="RAY_AUTH_TOKEN", file_mode=None, digest=salted(environment["RAY_AUTH_TOKEN"], salt)
-        )
+        digest = salted(environment["RAY_AUTH_TOKEN"], salt)
+        return RayToken(mode=mode, source="RAY_AUTH_TOKEN", file_mode=None, digest=digest)
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or home / ".ray" / "auth_token")
     try:
         content, permissions = path.read_text(encoding="utf-8").strip(), stat.S_IMODE(path.stat().st_mode)
     except (OSError, UnicodeDecodeError):
-        return Token(mode=mode, place=None, file_mode=None, digest=None)
-    return Token(
-        mode=mode, place=str(path), file_mode=permissions, digest=salted(content, salt) if content else None
-    )  # fmt: skip
+        return RayToken(mode=mode, source=None, file_mode=None, digest=None)
+    digest = salted(content, salt) if content else None
+    return RayToken(mode=mode, source=str(path), file_mode=permissions, digest=digest)
 
 
 def salted(secret: str, salt: str) -> str:
     return hmac.new(salt.encode(), secret.encode(), hashlib.sha256).hexdigest()
 
 
-def disk(path: Path) -> Disk:
-    """The file system that a folder is in, or would be if it were there."""
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
-    usage = shutil.disk_usage(there)
+def disk_of(path: Path) -> Disk:
+    """The file system of a folder, which need not exist yet."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    usage = shutil.disk_usage(existing)
     return Disk(path=str(path), total_bytes=usage.total, free_bytes=usage.free)
 
 
-def host_address() -> str | None:
+def find_host_address() -> str | None:
     try:
         return socket.gethostbyname(socket.gethostname())
     except OSError:
         return None
 
 
-def interfaces() -> dict[str, tuple[str, ...]]:
-    """Those that are up."""
-    up = {name for name, about in psutil.net_if_stats().items() if about.isup}
+def find_interfaces() -> dict[str, tuple[str, ...]]:
+    """{interface that is up: its IPv4 addresses}"""
+    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
     return {
         name: tuple(each.address for each in addresses if each.family == socket.AF_INET)
         for name, addresses in sorted(psutil.net_if_addrs().items())
@@ -247,8 +171,8 @@ def interfaces() -> dict[str, tuple[str, ...]]:
     }
 
 
-def listening() -> dict[int, tuple[str, ...]]:
-    """TCP ports of this machine, and the addresses at which they are open. Nothing where the system does not tell."""
+def find_listening() -> dict[int, tuple[str, ...]]:
+    """{open TCP port of this machine: its addresses}; empty where the system does not say."""
     found: dict[int, set[str]] = {}
     try:
         for each in psutil.net_connections("tcp"):
@@ -264,7 +188,7 @@ def listening() -> dict[int, tuple[str, ...]]:
 
 @contextmanager
 def impatient() -> Iterator[None]:
-    """Who waits for an answer wants it now: a store that is away is given up after PATIENCE_SECONDS."""
+    """Gives up a store that does not answer after PATIENCE_SECONDS, not after the minute of a run."""
     before = retry.PATIENCE_SECONDS
     retry.PATIENCE_SECONDS = PATIENCE_SECONDS
     try:
@@ -273,13 +197,13 @@ def impatient() -> Iterator[None]:
         retry.PATIENCE_SECONDS = before
 
 
-def try_storage(order: Order) -> str | None:
-    """Writes a file, reads it back and deletes it; why one of them failed, or None."""
-    name, content = f"{MARK}{order.mark}-try-{socket.gethostname()}-{os.getpid()}", os.urandom(1000)
+def try_storage(request: Request) -> str | None:
+    """Writes a file, reads it and deletes it; returns why that failed, or None."""
+    name, content = f"{PREFIX}{request.marker}-try-{socket.gethostname()}-{os.getpid()}", os.urandom(1000)
     doing = "opening"
     try:
         with impatient():
-            store = open_store(order.storage)
+            store = open_store(request.storage)
             doing = "writing"
             with store.written(name) as file:
                 file.write(content)
@@ -288,14 +212,14 @@ def try_storage(order: Order) -> str | None:
             doing = "deleting"
             store.delete([name])
             if found != content:
-                return f"reading gave {len(found)} bytes that are not the {len(content)} that were written"
+                return f"reading gave {len(found)} bytes other than the {len(content)} written"
     except (BadShards, BadUrl, OSError) as error:
-        return f"{doing}: {words(error)}"
+        return f"{doing}: {short_text(error)}"
     return None
 
 
-def read_shards(url: str) -> Reading:
-    """The description, the first byte of the largest shard, and READ_BYTES of it."""
+def read_shards(url: str) -> ShardReading:
+    """Reads dataset.json, the first byte of the largest shard, and READ_BYTES of it."""
     try:
         with impatient():
             store = open_store(url)
@@ -311,8 +235,8 @@ def read_shards(url: str) -> Reading:
             at.read(largest.name, largest.size_bytes - size, size)
             seconds = time.perf_counter() - first
     except (BadShards, BadUrl, OSError) as error:
-        return Reading(error=words(error))
-    return Reading(
+        return ShardReading(error=short_text(error))
+    return ShardReading(
         digest=info.digest,
         shard=largest.name,
         first_byte_seconds=first - started,
@@ -321,12 +245,11 @@ def read_shards(url: str) -> Reading:
     )
 
 
-def words(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return first_line(error)
+def short_text(error: BaseException) -> str:
+    """The first line of an error."""
+    return error_text(error).strip().splitlines()[0]
 
 
-def absolute_order(storage: str, shards: str | None, mark: str) -> Order:
-    """Raises BadUrl for a place that is none."""
-    return Order(storage=absolute_url(storage), shards=absolute_url(shards) if shards else None, mark=mark)
+def absolute_request(storage: str, shards: str | None, marker: str) -> Request:
+    """Raises BadUrl for a URL of an unknown kind."""
+    return Request(storage=absolute_url(storage), shards=absolute_url(shards) if shards else None, marker=marker)

@@ -16,8 +16,8 @@ SECONDS = 240  # for what takes 20 on a quiet machine
 class Server:
     """An `mlflow server` on a free port, that can be killed and started again on the same port and database."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, *options: str, **environment: str):
+        self.folder, self.options, self.environment = folder, options or ("--host", "127.0.0.1"), environment
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -26,10 +26,10 @@ class Server:
 
     def start(self) -> None:
         command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", f"{self.port}", "--workers", "1",
+            sys.executable, "-m", "mlflow", "server", *self.options, "--port", f"{self.port}", "--workers", "1",
             "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--artifacts-destination", f"{self.folder}/artifacts",
         ]  # fmt: skip
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **self.environment}
         with (self.folder / "log").open("ab") as log:  # a session of its own: it has children
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True

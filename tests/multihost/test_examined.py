@@ -75,7 +75,7 @@ def test_three_machines_are_well(cluster, packed):
         "clocks",
         "MLflow",
     ):
-        assert "wrong" not in found[check], log
+        assert "error" not in found[check], log
     assert re.search(r"gloo adds up tensors over 3 machines at [\d,]+ MB/s", log)
     assert cluster.token not in log + json.dumps(result)
     assert "never/to+be/seen+anywhere" not in log + json.dumps(result)
@@ -90,12 +90,12 @@ def test_host_names_that_resolve_to_the_loopback_and_a_folder_that_is_each_machi
         assert not list(folder.glob(".doctor*"))
     assert status == "FAILED"
 
-    wrong = {finding["check"]: finding for finding in result["findings"] if finding["level"] == "wrong"}
-    assert set(wrong) == {"interface", "process group", "storage"}, log
-    assert "its host name resolves to 127.0.1.1" in wrong["interface"]["text"]
-    assert "gloo forms none over 3 machines" in wrong["process group"]["text"]
+    errors = {finding["check"]: finding for finding in result["findings"] if finding["level"] == "error"}
+    assert set(errors) == {"interface", "process group", "storage"}, log
+    assert "its host name resolves to 127.0.1.1" in errors["interface"]["text"]
+    assert "gloo cannot form one over 3 machines" in errors["process group"]["text"]
     for check in ("interface", "process group"):
-        assert wrong[check]["mend"].startswith("export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0")
-    assert f"{folder} is not shared: " in wrong["storage"]["text"]
-    assert f"two ({cluster.two.address})" in wrong["storage"]["text"]
+        assert errors[check]["fix"].startswith("export GLOO_SOCKET_IFNAME=eth0 NCCL_SOCKET_IFNAME=eth0")
+    assert f"{folder} is not shared: " in errors["storage"]["text"]
+    assert f"two ({cluster.two.address})" in errors["storage"]["text"]
     assert log.count("Traceback") == 0
