@@ -191,7 +191,7 @@ def conclude(
         mlflow_run = MlflowRun(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
         mlflow_run.log_metrics(model.step, {f"{job.split}/{key}": value for key, value in scores.total.items()})
         mlflow_run.log_table(f"{job.split}-captions.json", CAPTION_TABLE, as_table(rows[:ROWS_SHOWN]))
-        mlflow_run.log_artifacts(folder, name)
+        mlflow_run.log_folder(name, folder)
         if not mlflow_run.close():
             print(
                 f"warning: MLflow at {mlflow_run.uri} did not answer; the result is in {store.url}/{name} alone",

@@ -204,7 +204,7 @@ def conclude(
         copy_into(store, name, folder, (SCORES_FILE, *drawn, RESULT_FILE))
         mlflow_run = MlflowRun(model.meta["tracking_uri"], model.meta["mlflow_run_id"])
         mlflow_run.log_metrics(model.step, {f"{job.split}/{key}": result[key] for key in ("loss", "top1", "top5")})
-        mlflow_run.log_artifacts(folder, name)
+        mlflow_run.log_folder(name, folder)
         if not mlflow_run.close():
             print(f"warning: MLflow at {mlflow_run.uri} did not answer; the result is in {place} alone", flush=True)
     which = "best model" if model.best else "newest model"

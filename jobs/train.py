@@ -289,7 +289,7 @@ def train(
         mlflow_run.log_text("changes.diff", diff)
     with (
         Bar("training", "steps", job.recipe.num_steps, lines=False) as bar,
-        Painter(mlflow_run.log_image, bar.print_line) as painter,
+        Painter(mlflow_run.log_file, bar.print_line) as painter,
     ):
         mlflow_run.print_line = bar.print_line
 
@@ -307,8 +307,8 @@ def train(
                     painter.paint(partial(pictures_of, job, run, event))
                 case CaptionTable(name=name, rows=rows):
                     mlflow_run.log_table(name, CAPTION_TABLE, rows)
-                case Saved(checkpoint=checkpoint, keep=keep, is_best=is_best):
-                    mlflow_run.log_checkpoint(checkpoint, keep, is_best)
+                case Saved(checkpoint=checkpoint, keep=keep):
+                    mlflow_run.log_checkpoint(checkpoint, keep)
                 case Notice(text=text):
                     bar.print_line(text)
                     mlflow_run.log_event(mlflow_run.last_step(), text)

@@ -1,48 +1,40 @@
 """A run's driver -> MLflow: one run for the whole life of a training, restarts included.
 
-    what workers tell ──> MlflowRun, a queue ──┬─> a thread for metrics ──┬─> MLflow
-                                            ├─> a thread for files ────┘
-                                            └─> a thread that keeps ─────> STORAGE/NAME/unsent.jsonl, until MLflow has it
+    log_metrics(), log_text(), ... ──> Outbox ──> MlflowSender ──> MLflow
+                                         └──> STORAGE/NAME/unsent.jsonl, until MLflow has it
 
-The driver opens the run before any worker starts, so that a tracking server that is away then is found out at once. Later a
-server may be away as long as it likes: training goes on, and what is to be told waits, in order, also beyond the end of the
-process (`python -m jobs.sync_mlflow`). Nothing is told twice: an entry that is sent again has the time of its first sending,
-by which MLflow knows it; and what steps have told that a restart repeats is left out.
+The driver opens the run before any worker starts, so a tracking server that is away then is found at once. Later a server may
+be away as long as it likes: training goes on, and entries wait in order, also beyond the end of the process. Nothing is logged
+twice: an entry that is sent again has its first time stamp, by which MLflow knows it; and steps that a restart repeats are left
+out.
 """
 
 import base64
 import json
-import threading
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from cluster.checkpoints.run_folder import RunFolder
+from cluster.checkpoints.run_folder import IDENTITY, RunFolder
 from cluster.progress import first_line
-from cluster.tracking.sender import Entry, MlflowSender, Package, is_passing, now, plain
-from cluster.tracking.server import NoTracking
-from shards.store import BadShards, NoFile
+from cluster.tracking import entries
+from cluster.tracking.outbox import UNSENT, Outbox, read_unsent
+from cluster.tracking.sender import MlflowSender, Package, now, plain
+from cluster.tracking.server import NoTracking, check_reachable
+from shards.store import absolute_url
 
-CLOSE_SECONDS = 30.0  # at the end of a run, for a server that does not answer
-BUSY_SECONDS = 300.0  # and for one that does, but has much to take
-STORE_SECONDS = 120.0  # and for the run's folder
-KEEP_SECONDS = 10.0  # between two writings of what waits
-IDLE_SECONDS = 1.0
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0  # between two attempts, doubled after each
-UNSENT = "unsent.jsonl"  # in the run's folder
-SMALL, FILES = "metrics and events", "files"
-KINDS = {
-    SMALL: ("metrics", "event", "end"),
-    FILES: ("text", "table", "picture", "files", "checkpoint", "register"),
-}  # of entries, a thread each
+BUSY_SECONDS = 300.0  # at the end of a run, for a server that answers, but has much to take
+POLL_SECONDS = 0.05
 
 
 class MlflowRun:
-    """What one process tells MLflow of a run. A `with` block sends what is left; nothing in it waits for the server."""
+    """One run in MLflow, as this process logs to it. A `with` block sends what is left; nothing in it waits for the server."""
 
     def __init__(
         self,
@@ -53,55 +45,40 @@ class MlflowRun:
         is_over: bool = False,
         package: Package = plain,
     ):
-        """run: where entries wait that cannot be sent, and where checkpoints are; without it, both are refused.
+        """run: where unsent entries are kept, and where checkpoints are; without it, there are neither.
 
         print_line: prints a line for people. is_over: the run has ended, so an end that an earlier process logged is sent too.
         package: makes what MLflow gets of the best model's folder. Raises NoTracking if the server does not answer.
         """
-        self.client, self.run_id, self.run, self.print_line = MlflowClient(uri), run_id, run, print_line
-        self.uri = uri
-        self.kept = read_entries(run) if run else []  # what is in unsent.jsonl
-        self.waiting = [entry for entry in self.kept if is_over or entry["kind"] != "end"]
-        self.last_steps = self.known_steps() if run else {}
-        self.sender = MlflowSender(self.client, uri, run_id, run, lambda line: self.print_line(line), package)
-        self.changed = threading.Condition()  # of all that follows, and of what waits
-        self.keep_now = self.is_closed = False
-        self.away: set[str] = set()  # SMALL or FILES, where the last attempt had no answer
-        self.taken_at = time.monotonic()  # when an entry was last sent
-        self.keeper = threading.Thread(target=self.keep_all, name="report keeps", daemon=True)
-        self.keeper.start()
-        for what in KINDS:
-            threading.Thread(target=self.send_all, args=(what,), name=f"report sends {what}", daemon=True).start()
+        self.uri, self.print_line = uri, print_line
+        self.outbox = Outbox(run, lambda line: self.print_line(line))
+        waiting = read_unsent(run) if run else []
+        client = MlflowClient(uri)
+        self.last_steps = last_logged(client, uri, run_id, waiting) if run else {}
+        self.outbox.num_saved = len(waiting)
+        for entry in waiting:
+            if is_over or not isinstance(entry, entries.RunEnd):
+                self.outbox.append(entry)
+        self.sender = MlflowSender(client, uri, run_id, self.outbox, package)
+        self.sender.start()
 
     def __enter__(self) -> "MlflowRun":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.close() and self.run and self.kept:
+        run = self.outbox.run
+        if not self.close() and run and self.outbox.num_saved:
             self.print_line(
-                f"MLflow at {self.uri} did not take {len(self.kept)} entries; they are kept in {self.run.url}/{UNSENT}; "
-                f"send them once it answers: python -m jobs.sync_mlflow --run {self.run.url}"
+                f"MLflow at {self.uri} did not take {self.outbox.num_saved} entries; they are kept in {run.url}/{UNSENT}; "
+                f"send them once it answers: python -m jobs.sync_mlflow --run {run.url}"
             )
 
-    def known_steps(self) -> dict[str, int]:
-        """The last step of each kind of metrics that MLflow has, or that waits for it."""
-        steps = {}
-        for kind in ("train", "val"):
-            name = f"{kind}/loss"
-            try:
-                history = self.client.get_metric_history(self.run_id, name)
-            except MlflowException as error:
-                raise NoTracking(f"MLflow at {self.uri} does not tell of {self.run_id}: {first_line(error)}") from None
-            waiting = [entry["step"] for entry in self.waiting if name in entry.get("values", ())]
-            steps[kind] = max([-1, *waiting, *(metric.step for metric in history)])
-        return steps
-
     def last_step(self) -> int:
-        """The last one of which there were metrics."""
+        """The last step with metrics."""
         return max([0, *self.last_steps.values()])
 
     def log_metrics(self, step: int, values: Mapping[str, float], milliseconds: int | None = None) -> None:
-        """Metrics of a step. Those that a run has told already, and tells again after a restart, are left out.
+        """Metrics of a step. Those that the run has already, and that a restart measures again, are left out.
 
         milliseconds: when they were measured, since 1970; default: now.
         """
@@ -110,157 +87,105 @@ class MlflowRun:
             if step <= self.last_steps[kind]:
                 return
             self.last_steps[kind] = step
-        values = {key: float(value) for key, value in values.items()}
-        self.put(kind="metrics", step=step, milliseconds=milliseconds or now(), values=values)
+        values = {name: float(value) for name, value in values.items()}
+        self.outbox.append(entries.Metrics(step=step, values=values, milliseconds=milliseconds or now()))
 
     def log_event(self, step: int, text: str) -> None:
         """Something that happened to the run: a tag each, in order, and how many there were as a metric."""
-        self.put(kind="event", step=step, milliseconds=now(), text=text)
+        self.outbox.append(entries.RunEvent(step=step, text=text, milliseconds=now()))
 
     def log_text(self, name: str, content: str) -> None:
-        self.put(kind="text", name=name, content=content)
+        self.log_file(name, content.encode())
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table that MLflow's pages show as one; of the same name, the last one stays. name: *.json."""
-        self.put(kind="table", name=name, content=json.dumps({"columns": list(columns), "data": list(rows)}))
+        """A table that MLflow's pages show as one. name: *.json."""
+        self.log_file(name, json.dumps({"columns": list(columns), "data": list(rows)}).encode(), is_table=True)
 
-    def log_image(self, name: str, content: bytes) -> None:
-        """An image file; of the same name the last one stays, and those that still wait are not sent any more. name: *.png."""
-        with self.changed:
-            same = {"kind": "picture", "name": name}
-            self.waiting = [entry for entry in self.waiting if not same.items() <= entry.items()]
-            self.put(**same, content=base64.b64encode(content).decode())
+    def log_file(self, name: str, content: bytes, is_table: bool = False) -> None:
+        """A file among the run's artifacts; of the same name, the last one stays."""
+        self.outbox.append(entries.File(name=name, content=base64.b64encode(content).decode(), is_table=is_table))
 
-    def log_artifacts(self, folder: Path, name: str) -> None:
+    def log_folder(self, name: str, folder: Path) -> None:
         """A folder's files as artifacts under `name`."""
-        self.put(kind="files", folder=str(folder), name=name)
+        self.outbox.append(entries.Folder(name=name, folder=str(folder)))
 
-    def log_checkpoint(self, name: str, keep: int, new_best: bool) -> None:
+    def log_checkpoint(self, name: str, keep: int) -> None:
         """A checkpoint and, if it is new, the best model as logged models; the newest `keep` checkpoints stay."""
-        with self.changed:
-            older = [entry for entry in self.waiting if entry["kind"] == "checkpoint"]
-            for entry in older[1 : len(older) + 1 - keep]:  # the first is being sent; these would be deleted soon
-                self.waiting.remove(entry)
-                new_best = new_best or entry["new_best"]
-            self.keep_now = True  # a restart goes on from here, and does not tell again what was before
-            self.put(kind="checkpoint", name=name, keep=keep, new_best=new_best)
+        self.outbox.append(entries.SavedCheckpoint(name=name, keep=keep))
+        self.outbox.save()  # a restart goes on from this checkpoint, and does not log again what was before
 
     def register(self, name: str) -> None:
         """The best model as the newest version of a registered one of this name."""
-        self.put(kind="register", name=name)
+        self.outbox.append(entries.Register(name=name))
 
     def end(self, status: str = "FINISHED") -> None:
         """status: FINISHED, FAILED or KILLED. Sent when all else is."""
-        self.put(kind="end", status=status, milliseconds=now())
+        self.outbox.append(entries.RunEnd(status=status, milliseconds=now()))
 
-    def put(self, **entry: Any) -> None:
-        with self.changed:
-            self.waiting.append(entry)
-            self.changed.notify_all()
-
-    def close(self, seconds: float | None = None) -> bool:
+    def close(self, seconds: float = BUSY_SECONDS) -> bool:
         """Sends what is left; whether that was all. What is left then is in unsent.jsonl.
 
-        seconds: for a server that answers; default: BUSY_SECONDS. One that does not answer has CLOSE_SECONDS.
+        seconds: for a server that answers. One that does not answer has sender.CLOSE_SECONDS.
         """
-        until = time.monotonic() + (BUSY_SECONDS if seconds is None else seconds)
+        started = time.monotonic()
         try:
-            with self.changed:
-                self.taken_at = time.monotonic()
-                while self.waiting and time.monotonic() < until and not self.is_silent():
-                    self.changed.wait(IDLE_SECONDS)
+            while not self.outbox.is_empty() and time.monotonic() < started + seconds:
+                if self.sender.is_silent(started):
+                    break
+                time.sleep(POLL_SECONDS)
         finally:  # also after Ctrl-C
-            with self.changed:
-                self.is_closed = True
-                self.changed.notify_all()
-            self.keeper.join(STORE_SECONDS)
-        return not self.waiting
-
-    def is_silent(self) -> bool:
-        """Whether the server seems to be away: a file may be long on its way, small entries not."""
-        may_take_long = not self.away and self.next_of(SMALL) is None
-        return not may_take_long and time.monotonic() > self.taken_at + CLOSE_SECONDS
-
-    # In the threads that send
-
-    def send_all(self, what: str) -> None:
-        away_since, pause = None, FIRST_PAUSE_SECONDS
-        while (entry := self.next_entry(what)) is not None:
-            try:
-                self.sender.send(entry)
-            except Exception as error:
-                if is_passing(error):
-                    if away_since is None:
-                        away_since = time.monotonic()
-                        self.print_line(f"MLflow at {self.uri} does not answer ({first_line(error)}); {what} wait")
-                    self.wait_away(what, pause)
-                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-                    continue
-                self.print_line(f"warning: MLflow at {self.uri} refuses {entry['kind']}: {first_line(error)}")
-            if away_since is not None:
-                self.print_line(f"MLflow at {self.uri} takes {what} again, after {time.monotonic() - away_since:.0f} s")
-                away_since, pause = None, FIRST_PAUSE_SECONDS
-            self.done(what, entry)
-
-    def next_entry(self, what: str) -> Entry | None:
-        """Waits for an entry; None when the report is closed."""
-        with self.changed:
-            while not self.is_closed:
-                entry = self.next_of(what)
-                if entry is not None:
-                    return entry
-                self.changed.wait(IDLE_SECONDS)
-        return None
-
-    def next_of(self, what: str) -> Entry | None:
-        """The first entry of SMALL or FILES; an end only once nothing is before it."""
-        entry = next((entry for entry in self.waiting if entry["kind"] in KINDS[what]), None)
-        return None if entry and entry["kind"] == "end" and entry is not self.waiting[0] else entry
-
-    def wait_away(self, what: str, seconds: float) -> None:
-        with self.changed:
-            self.keep_now = self.keep_now or what not in self.away
-            self.away.add(what)
-            self.changed.notify_all()
-            self.changed.wait_for(lambda: self.is_closed, seconds)
-
-    def done(self, what: str, entry: Entry) -> None:
-        with self.changed:
-            if entry in self.waiting:  # a checkpoint may have been left out by now
-                self.waiting.remove(entry)
-            self.away.discard(what)
-            self.taken_at = time.monotonic()
-            self.changed.notify_all()
-
-    # In the thread that keeps
-
-    def keep_all(self) -> None:
-        is_last = False
-        while not is_last:
-            with self.changed:
-                self.changed.wait_for(lambda: self.keep_now or self.is_closed, KEEP_SECONDS)
-                self.keep_now, is_last = False, self.is_closed
-                waiting = list(self.waiting)
-            if self.run is not None and waiting != self.kept:
-                self.keep(self.run, waiting)
-
-    def keep(self, run: RunFolder, waiting: list[Entry]) -> None:
-        """Writes what waits into the run's folder, so that it outlives this process."""
-        try:
-            if waiting:
-                with run.store.written(UNSENT) as file:
-                    file.writelines(json.dumps(entry).encode() + b"\n" for entry in waiting)
-            else:
-                run.store.delete([UNSENT])
-        except (OSError, BadShards) as error:
-            self.print_line(f"warning: what MLflow has not taken cannot be kept: {error}")
-        else:
-            self.kept = waiting
+            self.outbox.close()
+        return self.outbox.is_empty()
 
 
-def read_entries(run: RunFolder) -> list[Entry]:
-    """What an earlier process could not send."""
+def last_logged(client: MlflowClient, uri: str, run_id: str, waiting: Sequence[entries.Entry]) -> dict[str, int]:
+    """The last step of each kind of metrics that MLflow has, or that waits for it. Raises NoTracking."""
+    steps = {}
     try:
-        return [json.loads(line) for line in run.store.read_file(UNSENT).splitlines()]
-    except NoFile:
-        return []
+        client.get_run(run_id)
+        for kind in ("train", "val"):
+            name = f"{kind}/loss"
+            known = [metric.step for metric in client.get_metric_history(run_id, name)]
+            known += [each.step for each in waiting if isinstance(each, entries.Metrics) and name in each.values]
+            steps[kind] = max([-1, *known])
+    except MlflowException as error:
+        raise NoTracking(
+            f"MLflow at {uri} does not show run {run_id} ({first_line(error)}); start it on the database that has the run"
+        ) from None
+    return steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sent:
+    """What send_unsent has sent. entries: how many."""
+
+    run: str
+    entries: int
+    mlflow_run_id: str
+    tracking_uri: str
+
+
+def send_unsent(url: str, package: Package = plain) -> Sent:
+    """Sends what the processes of a run could not send. url: the run's folder. package: see MlflowRun.
+
+    Raises ValueError if there is no run, NoTracking if MLflow does not take all; what is left stays in the folder.
+    """
+    run = RunFolder(absolute_url(url.rstrip("/")))
+    identity = run.identity()
+    if identity is None:
+        raise ValueError(f"{run.url}: no {IDENTITY} in it; expected a run's folder (STORAGE/NAME)")
+    uri, run_id, count = identity.tracking_uri, identity.mlflow_run_id, len(read_unsent(run))
+    left = count
+    if count:
+        try:
+            check_reachable(uri, "start it, and run the same command again")
+            mlflow_run = MlflowRun(uri, run_id, run, is_over=True, package=package)
+            if not mlflow_run.close(math.inf):
+                left = mlflow_run.outbox.num_saved
+                raise NoTracking(
+                    f"MLflow at {uri} took {count - left:,} of {count:,} entries and then answered no more; run the same command "
+                    "again once it does"
+                )
+        except NoTracking as error:
+            raise NoTracking(f"{error}; {left:,} entries are kept in {run.url}/{UNSENT}") from None
+    return Sent(run=run.url, entries=count, mlflow_run_id=run_id, tracking_uri=uri)

@@ -2,14 +2,14 @@
 
     checkpoint-00000120    a checkpoint's files, to go on from; the newest few. Weights that are not trained, which all share, are
                            the run's artifact checkpoints/frozen.safetensors
-    best-00000080          the best model so far, whole; the run's tag `best_model` is its id
+    best-00000080          the best model so far, whole; the run's tag `best_model` is its id, `best_model_sha256` its weights'
 
 Of the same name there is one a run, whatever is sent again.
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -22,7 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from cluster.tracking.server import check_reachable
 
-BEST_MODEL = "best_model"  # a tag of the run
+BEST_MODEL, BEST_SHA256 = "best_model", "best_model_sha256"  # tags of the run
 MODEL_FOLDER = "data/model"  # of a best model's artifacts: state.json and weights
 CHECKPOINT, BEST = "checkpoint", "best"  # kinds
 
@@ -36,7 +36,7 @@ class LoggedModels:
     def log(
         self, kind: str, name: str, folder: Path, step: int, scores: Mapping[str, float], milliseconds: int
     ) -> LoggedModel:
-        """Logs a folder as the model of a step. scores, milliseconds: as the run was told them, which has them once then."""
+        """Logs a folder as the model of a step. scores, milliseconds: as in the run's metrics, which has them once then."""
         run = self.client.get_run(self.run_id)
         found = [model for model in self.all(kind) if model.name == name]
         model = (
@@ -59,8 +59,14 @@ class LoggedModels:
             self.client.log_metric(self.run_id, key, value, milliseconds, step, model_id=model.model_id)
         return model
 
-    def set_best(self, model: LoggedModel) -> None:
-        self.client.log_batch(self.run_id, tags=[RunTag(BEST_MODEL, model.model_id)], synchronous=True)
+    def set_best(self, model: LoggedModel, sha256: str) -> None:
+        """Names a model the best of the run. sha256: of its weights."""
+        tags = [RunTag(BEST_MODEL, model.model_id), RunTag(BEST_SHA256, sha256)]
+        self.client.log_batch(self.run_id, tags=tags, synchronous=True)
+
+    def best_sha256(self) -> str | None:
+        """What the run's best model was named with."""
+        return self.client.get_run(self.run_id).data.tags.get(BEST_SHA256)
 
     def all(self, kind: str) -> list[LoggedModel]:
         """Those of a kind, oldest step first."""
@@ -70,9 +76,9 @@ class LoggedModels:
         )
         return sorted(found, key=lambda model: int(model.tags.get("step", 0)))
 
-    def drop_old(self, kind: str, keep: int) -> None:
-        """Deletes all but the newest; never one that is registered."""
-        for model in self.all(kind)[:-keep]:
+    def delete(self, models: Iterable[LoggedModel]) -> None:
+        """Deletes models, but never one that is registered."""
+        for model in models:
             if not self.versions_of(model):
                 get_artifact_repository(model.artifact_location, tracking_uri=self.uri).delete_artifacts("")
                 self.client.delete_logged_model(model.model_id)

@@ -1,143 +1,165 @@
-"""Entries of a report -> MLflow. What is sent twice, as an answer was lost, is there once."""
+"""Sends the entries of an outbox to MLflow, in two threads. What is sent twice, as an answer was lost, is there once."""
 
 import base64
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, assert_never
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, RunTag
+from mlflow.entities import LoggedModel, Metric, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
-from cluster.checkpoints.files import FROZEN, Checkpoint
-from cluster.checkpoints.run_folder import RunFolder, export_best, step_of
+from cluster.checkpoints.files import FROZEN, STATE, Checkpoint
+from cluster.checkpoints.run_folder import export_best, step_of
 from cluster.progress import first_line
+from cluster.tracking import entries
 from cluster.tracking.models import BEST, CHECKPOINT, MODEL_FOLDER, LoggedModels
-from shards.store import BadShards
+from cluster.tracking.outbox import FILES, SAVE_SECONDS, SMALL, Outbox
+from shards.store import BadShards, has_file
 
+CLOSE_SECONDS = 30.0  # at the end of a run, for a server that does not answer
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0  # between two attempts, doubled after each
 LONGEST_TAG = 5000  # characters MLflow stores
 SHARED = "checkpoints"  # of the run's artifacts: what its checkpoints share
 
-Entry = dict[str, Any]
 Package = Callable[[Path, Path], None]  # moves a folder that export_best wrote into a new one, to be logged
 
 
 class MlflowSender:
-    """Sends the entries of one run."""
+    """Sends the entries of one run from start() until its outbox is closed."""
 
-    def __init__(
-        self,
-        client: MlflowClient,
-        uri: str,
-        run_id: str,
-        run: RunFolder | None,
-        print_line: Callable[[str], None],
-        package: Package,
-    ):
+    def __init__(self, client: MlflowClient, uri: str, run_id: str, outbox: Outbox, package: Package):
         """package: makes what is logged of the best model's folder."""
-        self.client, self.uri, self.run_id, self.run, self.print_line = client, uri, run_id, run, print_line
-        self.models, self.package = LoggedModels(client, uri, run_id), package
-        self.best_missed = False  # the best model's checkpoint could not be sent, and has no successor that was
+        self.client, self.uri, self.run_id, self.outbox, self.package = client, uri, run_id, outbox, package
+        self.run, self.print_line = outbox.run, outbox.print_line  # where checkpoints are; for people
+        self.models = LoggedModels(client, uri, run_id)
+        self.away: set[str] = set()  # queues whose last attempt had no answer
+        self.sent_at = time.monotonic()  # when an entry was last sent
 
-    def send(self, entry: Entry) -> None:
-        match entry["kind"]:
-            case "metrics":
-                self.client.log_batch(
-                    self.run_id,
-                    metrics=[
-                        Metric(key, value, entry["milliseconds"], entry["step"])
-                        for key, value in entry["values"].items()
-                    ],
-                    synchronous=True,
+    def start(self) -> None:
+        for queue in (SMALL, FILES):
+            threading.Thread(target=self.send_queue, args=(queue,), name=f"MLflow: {queue}", daemon=True).start()
+
+    def send_queue(self, queue: str) -> None:
+        away_since, pause = None, FIRST_PAUSE_SECONDS
+        while (entry := self.outbox.next(queue)) is not None:
+            try:
+                self.send(entry)
+            except Exception as error:
+                if is_passing(error):
+                    if away_since is None:
+                        away_since = time.monotonic()
+                        self.print_line(f"MLflow at {self.uri} does not answer ({first_line(error)}); {queue} wait")
+                    self.away.add(queue)
+                    self.outbox.save(SAVE_SECONDS)
+                    self.outbox.closed.wait(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+                    continue
+                self.print_line(f"warning: MLflow at {self.uri} refuses {entries.kind_of(entry)}: {first_line(error)}")
+            if away_since is not None:
+                self.print_line(
+                    f"MLflow at {self.uri} takes {queue} again, after {time.monotonic() - away_since:.0f} s"
                 )
-            case "event":
+                away_since, pause = None, FIRST_PAUSE_SECONDS
+            self.away.discard(queue)
+            self.sent_at = time.monotonic()
+            self.outbox.done(queue)
+
+    def is_silent(self, since: float) -> bool:
+        """Whether the server has taken nothing since then, or for CLOSE_SECONDS. An upload may take longer, small entries not."""
+        is_uploading = not self.away and self.outbox.first(SMALL) is None
+        return not is_uploading and time.monotonic() > max(since, self.sent_at) + CLOSE_SECONDS
+
+    def send(self, entry: entries.Entry) -> None:
+        match entry:
+            case entries.Metrics(step=step, values=values, milliseconds=milliseconds):
+                metrics = [Metric(name, value, milliseconds, step) for name, value in values.items()]
+                self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+            case entries.RunEvent():
                 self.send_event(entry)
-            case "text":
-                self.client.log_text(self.run_id, entry["content"], entry["name"])
-            case "table":
-                self.send_table(entry)
-            case "picture":
-                self.send_picture(entry)
-            case "files":
-                self.client.log_artifacts(self.run_id, entry["folder"], entry["name"])
-            case "checkpoint":
-                self.send_checkpoint(entry)
-            case "register":
-                self.models.register(entry["name"])
-            case "end":
-                self.client.set_terminated(self.run_id, entry["status"], entry["milliseconds"])
+            case entries.File():
+                self.send_file(entry)
+            case entries.Folder(folder=folder, name=name):
+                self.client.log_artifacts(self.run_id, folder, name)
+            case entries.SavedCheckpoint(name=name, keep=keep):
+                self.send_checkpoint(name, keep)
+            case entries.Register(name=name):
+                self.models.register(name)
+            case entries.RunEnd(status=status, milliseconds=milliseconds):
+                self.client.set_terminated(self.run_id, status, milliseconds)
+            case _:
+                assert_never(entry)
 
-    def send_table(self, entry: Entry) -> None:
-        """As MlflowClient.log_table does it, but for adding to what is there: what is sent twice must not be there twice."""
-        self.client.log_text(self.run_id, entry["content"], entry["name"])
-        tags = self.client.get_run(self.run_id).data.tags
-        known = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
-        about = {"path": entry["name"], "type": "table"}
-        if about not in known:
-            self.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, about]), synchronous=True)
-
-    def send_picture(self, entry: Entry) -> None:
-        folder, _, name = entry["name"].rpartition("/")
-        with TemporaryDirectory(prefix="grurcn-report-") as place:
-            (Path(place) / name).write_bytes(base64.b64decode(entry["content"]))
-            self.client.log_artifact(self.run_id, f"{place}/{name}", folder or None)
-
-    def send_event(self, entry: Entry) -> None:
-        when = datetime.fromtimestamp(entry["milliseconds"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-        text = f"{when}, step {entry['step']:,}: {entry['text']}"[:LONGEST_TAG]
+    def send_event(self, event: entries.RunEvent) -> None:
+        """A tag each, in order, and how many there were as a metric."""
+        when = datetime.fromtimestamp(event.milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+        text = f"{when}, step {event.step:,}: {event.text}"[:LONGEST_TAG]
         tags = self.client.get_run(self.run_id).data.tags
         events = [value for key, value in tags.items() if key.startswith("event.")]
         if text not in events:  # sent before, and the answer was lost
             self.client.log_batch(
                 self.run_id,
-                metrics=[Metric("run/events", len(events) + 1.0, entry["milliseconds"], entry["step"])],
+                metrics=[Metric("run/events", len(events) + 1.0, event.milliseconds, event.step)],
                 tags=[RunTag(f"event.{len(events) + 1:04}", text)],
                 synchronous=True,
             )
 
-    def send_checkpoint(self, entry: Entry) -> None:
+    def send_file(self, file: entries.File) -> None:
+        """A table as MlflowClient.log_table sends it, but without adding to what is there: what is sent twice is there once."""
+        folder, _, name = file.name.rpartition("/")
+        with TemporaryDirectory(prefix="grurcn-mlflow-") as place:
+            (Path(place) / name).write_bytes(base64.b64decode(file.content))
+            self.client.log_artifact(self.run_id, f"{place}/{name}", folder or None)
+        if file.is_table:
+            tags = self.client.get_run(self.run_id).data.tags
+            known, about = json.loads(tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]")), {"path": file.name, "type": "table"}
+            if about not in known:
+                self.client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*known, about]), synchronous=True)
+
+    def send_checkpoint(self, name: str, keep: int) -> None:
+        """The checkpoint, unless newer ones have taken its place; and the best model so far, unless MLflow has it."""
         assert self.run is not None
-        checkpoint = Checkpoint(self.run.store, entry["name"])
+        checkpoint = Checkpoint(self.run.store, name)
         logged = {file.path for file in self.client.list_artifacts(self.run_id, SHARED)}
-        new_best = entry["new_best"] or self.best_missed
-        with TemporaryDirectory(prefix="grurcn-report-") as name:
-            folder = Path(name)
+        best_sha256 = self.models.best_sha256()
+        with TemporaryDirectory(prefix="grurcn-mlflow-") as temporary:
+            folder = Path(temporary)
             try:
                 state = checkpoint.state()
                 checkpoint.copy_to(folder, with_shared=f"{SHARED}/{FROZEN}" not in logged)
-                if new_best:
+                is_new_best = state["best"] is not None and state["best"]["sha256"] != best_sha256
+                if is_new_best:
                     export_best(checkpoint, folder / "best")
             except BadShards:  # the store is away
                 raise
-            except ValueError as error:  # damaged, or gone: a newer one has taken its place while MLflow was away
-                self.best_missed = new_best
-                self.print_line(f"warning: {checkpoint.url} was not sent to MLflow: {error}")
+            except ValueError as error:
+                if has_file(checkpoint.store, checkpoint.place(STATE)):
+                    self.print_line(f"warning: {checkpoint.url} was not sent to MLflow: {error}")
                 return
             if (folder / FROZEN).exists():
                 self.client.log_artifact(self.run_id, str(folder / FROZEN), SHARED)
-            step = step_of(checkpoint.name)
-            told = self.told_at(step, state)
-            self.models.log(CHECKPOINT, checkpoint.name, folder / checkpoint.name, step, *told)
-            if new_best:
+            step = step_of(name)
+            self.models.log(CHECKPOINT, name, folder / name, step, *self.scores_at(step, state))
+            if is_new_best:
                 self.send_best(folder, state)
-        self.best_missed = False
-        self.drop_old(CHECKPOINT, entry["keep"])
+        self.delete(self.models.all(CHECKPOINT)[:-keep])
 
     def send_best(self, folder: Path, state: dict[str, Any]) -> None:
         self.package(folder / "best", folder / "packaged")
         step = state["best"]["step"]
-        told = self.told_at(step, state)
-        self.models.set_best(self.models.log(BEST, f"best-{step:08}", folder / "packaged", step, *told))
-        self.drop_old(BEST, 1)
+        model = self.models.log(BEST, f"best-{step:08}", folder / "packaged", step, *self.scores_at(step, state))
+        self.models.set_best(model, state["best"]["sha256"])
+        self.delete([each for each in self.models.all(BEST) if each.model_id != model.model_id])
 
-    def told_at(self, step: int, state: dict[str, Any]) -> tuple[dict[str, float], int]:
-        """What the run's validation of a step gave, and when, as it was told; nothing if there was none."""
+    def scores_at(self, step: int, state: dict[str, Any]) -> tuple[dict[str, float], int]:
+        """(scores, milliseconds) of the run's validation of a step, as they were logged; nothing if there was none."""
         for metrics in state["meta"].get("told", ()):
             if metrics["at"] == step and "val/loss" in metrics["metrics"]:
                 return metrics["metrics"], metrics["milliseconds"]
@@ -148,10 +170,10 @@ class MlflowSender:
         at = [metric.timestamp for metric in known if metric.step == step]
         return {f"val/{key}": best[key] for key in best if key not in ("step", "sha256")}, at[0] if at else now()
 
-    def drop_old(self, kind: str, keep: int) -> None:
-        """What stays, for whatever reason, goes with the next one; nothing is sent again for it."""
+    def delete(self, models: list[LoggedModel]) -> None:
+        """What stays, for whatever reason, is deleted with the next one; nothing is sent again for it."""
         try:
-            self.models.drop_old(kind, keep)
+            self.models.delete(models)
         except Exception as error:
             self.print_line(f"warning: older models stay in MLflow at {self.uri}: {first_line(error)}")
 

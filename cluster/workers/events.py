@@ -81,7 +81,6 @@ class Saved:
     step: int
     checkpoint: str
     keep: int
-    is_best: bool
 
 
 @dataclass(frozen=True, kw_only=True)

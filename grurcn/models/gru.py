@@ -4,11 +4,11 @@
     candidate  c_t = tanh(W * x_t + U * (r_t . h_{t-1}))                                    (7)           (11)
     state      h_t = (1 - z_t) . h_{t-1} + z_t . c_t                                        (8)           (12)
 
-b_t is the state of the level below, pooled to this level's size: it moves the gates alone. h_0 is zero, so that the first step
-has no recurrent product.
+b_t is the state of the level below, pooled to this level's size; it affects only the gates. h_0 is zero, so the first step has
+no recurrent product.
 
 B clips, T frames, X input channels, C state channels, Y channels of the level below, H x W the map's size. Maps of all frames
-are held frame by frame, (T, B, ...), channels last: a step is one piece of memory.
+are stored frame by frame, (T, B, ...), channels last, so that a step reads one piece of memory.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from grurcn.models.gru_kernels import fused
 
-# From the gradient of what comes out of a tanh or a sigmoid, and from that itself, to the gradient of what goes in.
+# (gradient of the output, output) of a tanh or a sigmoid -> gradient of its input
 tanh_grad = torch.ops.aten.tanh_backward.grad_input
 sigmoid_grad = torch.ops.aten.sigmoid_backward.grad_input
 
@@ -29,11 +29,10 @@ class ConvGRU(nn.Module):
     """A GRU whose products are zero-padded convolutions without bias: the state keeps the map's H x W."""
 
     def __init__(self, in_channels: int, channels: int, kernel_size: int = 3, below_channels: int = 0):
-        """kernel_size is odd; below_channels are those of the level below, 0 for a GRU that has none."""
+        """kernel_size is odd; below_channels are those of the level below, 0 if there is none."""
         super().__init__()
         self.channels = channels
-        # Parameters of this very module, not of layers in it: where weights are spread over workers (ZeRO 3), they are
-        # gathered when the module that owns them runs.
+        # Parameters of this module, not of layers in it: ZeRO 3 gathers weights when the module that owns them runs.
         window = (kernel_size, kernel_size)
         self.w_gates = nn.Parameter(torch.empty(2 * channels, in_channels, *window))  # W_z, W_r
         self.w = nn.Parameter(torch.empty(channels, in_channels, *window))  # W
@@ -44,7 +43,7 @@ class ConvGRU(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Glorot input kernels, orthogonal recurrent kernels, one matrix a gate (the paper does not say)."""
+        """Glorot input kernels, orthogonal recurrent kernels, a matrix for each gate (the paper does not say)."""
         below = () if self.v_gates is None else self.v_gates.chunk(2)
         for kernel in (*self.w_gates.chunk(2), self.w, *below):
             nn.init.xavier_uniform_(kernel)
@@ -57,34 +56,34 @@ class ConvGRU(nn.Module):
         """x (B, T, X, H, W), below (B, T, Y, H, W) -> the state after each frame (B, T, C, H, W).
 
         reverse runs from the last frame to the first: the state of frame t has then seen the frames t ... T - 1.
-        start (B, C, H, W) is the state before the first frame, by default zero. With a start there is no backward pass: call
-        it under torch.no_grad().
+        start (B, C, H, W) is the state before the first frame, by default zero. It has no backward pass: use it under
+        torch.no_grad().
         """
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
         maps = [None if tensor is None else frame_by_frame(tensor).to(dtype) for tensor in (x, below)]
-        # Channels last as the maps are: else every step would bring them into that order again.
+        # Channels last as the maps are: otherwise every step would convert them again.
         kernels = [
             None if kernel is None else kernel.to(dtype, memory_format=torch.channels_last)
             for kernel in (self.w_gates, self.w, self.u_gates, self.u, self.v_gates)
         ]
         inputs: list[Any] = [*maps, *kernels, reverse]
-        if start is not None or torch.compiler.is_exporting():  # torch.export cannot follow a backward pass by hand
+        if start is not None or torch.compiler.is_exporting():  # torch.export cannot follow Recurrence
             return recurrence(*inputs, start=start)[-1].transpose(0, 1)
         return Recurrence.apply(*inputs).transpose(0, 1)
 
 
 def frame_by_frame(maps: Tensor) -> Tensor:
-    """maps (B, T, X, H, W) -> (T, B, X, H, W), channels last; no copy where they lie so already."""
+    """maps (B, T, X, H, W) -> (T, B, X, H, W), channels last; copies only if the memory has another order."""
     frames = maps.transpose(0, 1)
     if torch.compiler.is_exporting():
-        return frames  # how a batch of unknown size lies in memory is not known
+        return frames  # the order in memory is unknown if the batch size is
     return frames.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, frames.shape[:2])
 
 
 def empty_maps(num_frames: int, like: Tensor, channels: int) -> Tensor:
-    """Memory for (T, B, channels, H, W), channels last, as `like` (T, B, X, H, W) is."""
+    """Uninitialised (T, B, channels, H, W), channels last, for `like` (T, B, X, H, W)."""
     clips, _, height, width = like.shape[1:]
     return like.new_empty(num_frames, clips, height, width, channels).permute(0, 1, 4, 2, 3)
 
@@ -102,13 +101,13 @@ def recurrence(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x (T, B, X, H, W), below (T, B, Y, H, W), start (B, C, H, W) or None for zero
     -> z and r (T, B, 2C, H, W), candidates and states (T, B, C, H, W)."""
-    gates = product(x, w_gates)  # first what the inputs give, then z and r
+    gates = product(x, w_gates)  # input products, replaced by z and r
     if below is not None and v_gates is not None:
         gates += product(below, v_gates)
-    candidates = product(x, w)  # first what the inputs give, then c
+    candidates = product(x, w)  # input products, replaced by c
     states = empty_maps(len(x), candidates, candidates.shape[2])
     h = None if start is None else start.to(states.dtype)
-    for t in in_order(len(x), reverse):
+    for t in step_order(len(x), reverse):
         if h is None:
             first_state(gates[t], candidates[t], states[t])
         else:
@@ -119,10 +118,10 @@ def recurrence(
 
 
 class Recurrence(torch.autograd.Function):
-    """All steps of a ConvGRU, with a backward pass by hand.
+    """All steps of a ConvGRU, with a handwritten backward pass.
 
     Automatic differentiation would compute the gradient of every kernel at every step and add them up. Here the steps yield the
-    gradients of what goes into the sigmoids and the tanh; from these, one product over all frames gives each kernel's gradient.
+    gradients of the inputs of the sigmoids and the tanh. One product over all frames then gives each kernel's gradient.
     """
 
     @staticmethod
@@ -149,9 +148,9 @@ class Recurrence(torch.autograd.Function):
         x, below, w_gates, w, u_gates, u, v_gates, gates, candidates, states = ctx.saved_tensors
         channels = states.shape[2]
         d_gates, d_candidates = empty_maps(len(x), states, 2 * channels), empty_maps(len(x), states, channels)
-        rh = empty_maps(len(x), states, channels)  # r_t . h_{t-1}; at the first step it stays unused
-        carried = None  # what later steps want of h_t
-        order = list(in_order(len(x), ctx.reverse))
+        rh = empty_maps(len(x), states, channels)  # r_t . h_{t-1}; unused at the first step
+        carried = None  # gradient of h_t from later steps
+        order = list(step_order(len(x), ctx.reverse))
         for t, before in zip(reversed(order), [*reversed(order[:-1]), None], strict=True):
             d_h = d_states[t] if carried is None else d_states[t] + carried
             if before is None:
@@ -184,11 +183,11 @@ class Recurrence(torch.autograd.Function):
         )
 
 
-def in_order(num_frames: int, reverse: bool) -> range:
+def step_order(num_frames: int, reverse: bool) -> range:
     return range(num_frames - 1, -1, -1) if reverse else range(num_frames)
 
 
-# The products `*` of the equations and their gradients, over the frames of any number of steps: maps (..., X, H, W).
+# The products `*` of the equations and their gradients, for any number of frames: maps (..., X, H, W).
 
 
 def product(maps: Tensor, kernel: Tensor) -> Tensor:
@@ -201,14 +200,14 @@ def product(maps: Tensor, kernel: Tensor) -> Tensor:
 
 
 def product_grad_of_maps(d_out: Tensor, maps: Tensor, kernel: Tensor) -> Tensor:
-    """The gradient of the maps that went into a product, from that of what came out."""
+    """Gradient of a product's output -> gradient of its maps."""
     if is_matrix(maps, kernel):
         return (d_out.flatten(-3) @ kernel.flatten(1))[..., None, None]
     return convolution_grad(d_out, maps, kernel, of_kernel=False).unflatten(0, maps.shape[:-3])
 
 
 def product_grad_of_kernel(d_out: Tensor, maps: Tensor, kernel: Tensor) -> Tensor:
-    """The gradient of the kernel of a product, over all frames at once; zero if there are none."""
+    """Gradient of a product's output -> gradient of its kernel, summed over all frames; zero if there are none."""
     if not len(maps):
         return torch.zeros_like(kernel)
     if is_matrix(maps, kernel):
@@ -235,12 +234,12 @@ def convolution_grad(d_out: Tensor, maps: Tensor, kernel: Tensor, of_kernel: boo
 
 
 def is_matrix(maps: Tensor, kernel: Tensor) -> bool:
-    """A product of 1 x 1 maps is one of matrices, and many times faster as such."""
+    """Whether a product is one of matrices, as that of 1 x 1 maps is: many times faster than a convolution."""
     return kernel.shape[-1] == 1 and maps.shape[-2:] == (1, 1)
 
 
-# What lies between the products, cell by cell: one step's maps (B, C, H, W), the gates (B, 2C, H, W). Results go where their
-# maps are kept, so that nothing is copied.
+# The pointwise functions between the products, for one step: maps (B, C, H, W), gates (B, 2C, H, W). Results are written where
+# their maps are stored, so that nothing is copied.
 
 
 @fused
@@ -278,7 +277,7 @@ def first_state_grad(d_h: Tensor, gates: Tensor, candidate: Tensor, d_gates: Ten
 def next_state_grad(
     d_h: Tensor, gates: Tensor, candidate: Tensor, h: Tensor, d_gates: Tensor, d_candidate: Tensor, rh: Tensor
 ) -> None:
-    """Backwards through eq. 8 and the tanh of 7; also r . h again, which is not kept."""
+    """Backward pass of eq. 8 and of the tanh of eq. 7. Also computes r . h again, which is not kept."""
     z, r = gates.chunk(2, dim=1)
     tanh_grad(d_h * z, candidate, grad_input=d_candidate)
     sigmoid_grad((candidate - h).mul_(d_h), z, grad_input=d_gates.chunk(2, dim=1)[0])
@@ -287,7 +286,7 @@ def next_state_grad(
 
 @fused
 def open_gates_grad(d_h: Tensor, d_rh: Tensor, gates: Tensor, h: Tensor, d_gates: Tensor) -> Tensor:
-    """Backwards through r . h -> what reaches h_{t-1} past the recurrent product of the gates."""
+    """Backward pass of r . h -> gradient of h_{t-1} without that of the gates' recurrent product."""
     z, r = gates.chunk(2, dim=1)
     sigmoid_grad(d_rh * h, r, grad_input=d_gates.chunk(2, dim=1)[1])
     return torch.addcmul(d_h, d_h, z, value=-1).addcmul_(d_rh, r)  # d_h . (1 - z) + d_rh . r

@@ -274,10 +274,10 @@ def save(
         "tracking_uri": job["tracking_uri"],
     }
     progress.told = []
-    step, keep, is_best = progress.step, job["keep"], best is not None
+    step, keep = progress.step, job["keep"]
 
     def report(checkpoint: Checkpoint) -> None:
-        context.report(Saved(step=step, checkpoint=checkpoint.name, keep=keep, is_best=is_best))
+        context.report(Saved(step=step, checkpoint=checkpoint.name, keep=keep))
 
     writer.save(engine, step, meta, best, report)
 

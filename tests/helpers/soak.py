@@ -78,7 +78,7 @@ def soak(job: Soak, folder: Path) -> Tables:
     """Trains undisturbed and disturbed; returns the faults, and what came of them."""
     from ray.cluster_utils import Cluster
 
-    from cluster.tracking.mlflow_run import UNSENT
+    from cluster.tracking.outbox import UNSENT
     from jobs import sync_mlflow
     from jobs.bench.train import demo_shards
 

@@ -185,7 +185,7 @@ def test_a_run_may_be_named_as_mlflow_does(run, scenes, storage, capsys):
     uri = tracking_uri(storage)
     run_id = open_run(uri, storage, "predicted", "mine", None, {}, {}, {})
     with MlflowRun(uri, run_id, RunFolder(str(run))) as report:
-        report.log_checkpoint("checkpoint-00000008", keep=1, new_best=True)
+        report.log_checkpoint("checkpoint-00000008", keep=1)
     video = scenes / "a" / "2.avi"
     wanted = predicted(capsys, run, video)
     assert predicted(capsys, f"runs:/{run_id}", video, storage=str(storage)) == wanted

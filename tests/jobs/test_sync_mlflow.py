@@ -18,9 +18,11 @@ from servers import s3_server
 from small_runs import ROOT, TINY, job
 
 from cluster.checkpoints.run_folder import Identity, RunFolder, load_best
-from cluster.tracking import mlflow_run as report
-from cluster.tracking.mlflow_run import UNSENT, MlflowRun, read_entries
+from cluster.tracking import outbox, sender
+from cluster.tracking.entries import Metrics
+from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.models import CHECKPOINT, LoggedModels, download_best
+from cluster.tracking.outbox import UNSENT, read_unsent
 from cluster.tracking.sender import MlflowSender
 from cluster.tracking.server import open_run, tracking_uri
 from grurcn.training.loop import train_worker
@@ -43,12 +45,12 @@ def one_server(tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(one_server, monkeypatch) -> Server:
-    """The server, running; and a report that has less patience between its attempts."""
+    """The server, running; and a sender that has less patience between its attempts."""
     one_server.ready()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", one_server.url)
-    monkeypatch.setattr(report, "LONGEST_PAUSE_SECONDS", 0.5)
-    monkeypatch.setattr(report, "KEEP_SECONDS", 0.2)
-    monkeypatch.setattr(report, "CLOSE_SECONDS", SECONDS)
+    monkeypatch.setattr(sender, "LONGEST_PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(outbox, "SAVE_SECONDS", 0.2)
+    monkeypatch.setattr(sender, "CLOSE_SECONDS", SECONDS)
     return one_server
 
 
@@ -70,7 +72,8 @@ def run_with(hooks: Hooks, shards: Path, storage: Path, name: str) -> RunFolder:
 
 
 def kept_steps(run: RunFolder) -> list[int]:
-    return [entry["step"] for entry in read_entries(run) if "train/loss" in entry.get("values", ())]
+    waiting = [entry for entry in read_unsent(run) if isinstance(entry, Metrics)]
+    return [metrics.step for metrics in waiting if "train/loss" in metrics.values]
 
 
 def mlflow_run(run: RunFolder) -> tuple[MlflowClient, str]:
@@ -151,12 +154,12 @@ def test_a_server_that_did_it_but_whose_answer_was_lost_has_it_once(server, tmp_
     monkeypatch.setattr(MlflowClient, "log_batch", done_without_an_answer)
     enough = 1_000_000
     with monkeypatch.context() as patch:
-        patch.setattr(report, "CLOSE_SECONDS", 1.0)
-        with MlflowRun(identity.tracking_uri, identity.mlflow_run_id, run, lambda _: None) as to:
-            to.log_metrics(1, {"train/loss": 0.1, "train/top1": float("nan"), "perf/x": 1 / 3})
-            to.log_event(1, "lost worker 1")
+        patch.setattr(sender, "CLOSE_SECONDS", 1.0)
+        with MlflowRun(identity.tracking_uri, identity.mlflow_run_id, run, lambda _: None) as mlflow:
+            mlflow.log_metrics(1, {"train/loss": 0.1, "train/top1": float("nan"), "perf/x": 1 / 3})
+            mlflow.log_event(1, "lost worker 1")
             wait_until(lambda: len(calls) == 2)
-    assert len(read_entries(run)) == 2
+    assert len(read_unsent(run)) == 2
     enough = len(calls) + 3
     assert sync(run) == 0
     for name in ("train/loss", "train/top1", "perf/x", "run/events"):
@@ -168,17 +171,17 @@ def test_a_server_that_did_it_but_whose_answer_was_lost_has_it_once(server, tmp_
 CHILD = """
 import os, sys
 from pathlib import Path
-sys.path[:0] = ["tests/helpers", "tests/jobs"]
+sys.path[:0] = ["tests", "tests/helpers", "tests/jobs"]
 import conftest, test_sync_mlflow as here
-from cluster import report
+from cluster.tracking import outbox
 
 os.environ["MLFLOW_TRACKING_URI"], shards, storage = sys.argv[1:]
-report.KEEP_SECONDS = 0.2
+os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "3"
+outbox.SAVE_SECONDS = 0.2
 
 def wait_for_parent():
     print("waiting", flush=True)
     sys.stdin.readline()
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "1"
 
 here.run_with({6: wait_for_parent, 15: wait_for_parent}, Path(shards), Path(storage), "killed")
 """
@@ -233,9 +236,9 @@ def sync(run: RunFolder) -> int:
 def test_what_a_training_could_not_tell_is_sent_by_a_command_once_the_server_is_back(
     server, shards, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(report, "CLOSE_SECONDS", 1.0)
+    monkeypatch.setattr(sender, "CLOSE_SECONDS", 1.0)
     run = run_with({13: server.kill}, shards, tmp_path, "untold")
-    kept = len(read_entries(run))
+    kept = len(read_unsent(run))
     said = capsys.readouterr().out
     assert f"did not take {kept} entries; they are kept in {run.url}/{UNSENT}" in said
     assert f"python -m jobs.sync_mlflow --run {run.url}" in said
@@ -246,9 +249,9 @@ def test_what_a_training_could_not_tell_is_sent_by_a_command_once_the_server_is_
     assert error.count("\n") == 1
     assert f"error: no MLflow server at {server.url}" in error
     assert f"{kept} entries are kept in {run.url}/{UNSENT}" in error
-    assert len(read_entries(run)) == kept
+    assert len(read_unsent(run)) == kept
 
-    monkeypatch.setattr(report, "CLOSE_SECONDS", SECONDS)
+    monkeypatch.setattr(sender, "CLOSE_SECONDS", SECONDS)
     server.ready()
     assert sync(run) == 0
     assert f"sent {kept} entries of {run.url} to MLflow" in capsys.readouterr().out
@@ -273,12 +276,12 @@ def begin_run(run: RunFolder, storage: Path) -> Identity:
 def leave_entries(run: RunFolder, identity: Identity, monkeypatch) -> None:
     """As a process leaves them that could not send them, nor told how it ended."""
     with monkeypatch.context() as patch:
-        patch.setattr(report, "CLOSE_SECONDS", 0.1)
+        patch.setattr(sender, "CLOSE_SECONDS", 0.1)
         patch.setattr(MlflowSender, "send", lambda *_: (_ for _ in ()).throw(ConnectionRefusedError()))
-        with MlflowRun(identity.tracking_uri, identity.mlflow_run_id, run, lambda _: None) as to:
-            to.log_metrics(1, {"train/loss": 0.5})
-            to.log_event(1, "ended: Diverged")
-            to.end("FAILED")
+        with MlflowRun(identity.tracking_uri, identity.mlflow_run_id, run, lambda _: None) as mlflow:
+            mlflow.log_metrics(1, {"train/loss": 0.5})
+            mlflow.log_event(1, "ended: Diverged")
+            mlflow.end("FAILED")
 
 
 def test_a_runs_entries_are_sent_from_an_object_store(storage, monkeypatch, capsys):
@@ -288,7 +291,7 @@ def test_a_runs_entries_are_sent_from_an_object_store(storage, monkeypatch, caps
         leave_entries(run, identity, monkeypatch)
         assert sync(run) == 0
         assert "sent 3 entries" in capsys.readouterr().out
-        assert read_entries(run) == []
+        assert read_unsent(run) == []
     sent = MlflowClient(identity.tracking_uri).get_run(identity.mlflow_run_id)
     assert sent.info.status == "FAILED"
     assert sent.data.metrics == {"train/loss": 0.5, "run/events": 1.0}
@@ -301,10 +304,12 @@ def test_a_database_without_the_run_is_refused_and_nothing_is_lost(storage, tmp_
     leave_entries(run, identity, monkeypatch)
     run.begin(dataclasses.replace(identity, mlflow_run_id="0" * 32))
     assert sync(run) == 1
-    assert f"does not tell of run {'0' * 32}" in capsys.readouterr().err
-    assert len(read_entries(run)) == 3
+    assert f"does not show run {'0' * 32}" in capsys.readouterr().err
+    assert len(read_unsent(run)) == 3
 
 
 def test_a_run_that_does_not_exist_is_refused(tmp_path, capsys):
     assert sync(RunFolder(str(tmp_path / "none"))) == 1
-    assert f"error: {tmp_path}/none: no run.json in it; wanted a run's folder (STORAGE/NAME)" in capsys.readouterr().err
+    assert (
+        f"error: {tmp_path}/none: no run.json in it; expected a run's folder (STORAGE/NAME)" in capsys.readouterr().err
+    )

@@ -194,18 +194,18 @@ def open_mlflow_run(storage: Path) -> tuple[str, str]:
     return uri, open_run(uri, storage, "pretrained", "mine", None, {}, {}, {})
 
 
-def send_checkpoint(run: Path, uri: str, run_id: str, name: str, new_best: bool) -> list[str]:
+def send_checkpoint(run: Path, uri: str, run_id: str, name: str) -> list[str]:
     """Gives back what was said."""
     said = []
     with MlflowRun(uri, run_id, RunFolder(str(run)), said.append) as report:
-        report.log_checkpoint(name, keep=1, new_best=new_best)
+        report.log_checkpoint(name, keep=1)
     return said
 
 
 def test_an_mlflow_run_gives_the_trunk_of_its_best_model(run, storage):
     uri, run_id = open_mlflow_run(storage)
-    send_checkpoint(run, uri, run_id, "checkpoint-00000004", new_best=True)
-    send_checkpoint(run, uri, run_id, "checkpoint-00000008", new_best=False)
+    send_checkpoint(run, uri, run_id, "checkpoint-00000004")
+    send_checkpoint(run, uri, run_id, "checkpoint-00000008")
     assert_are_the_trunks(read_pretrained(f"runs:/{run_id}", "vgg16", uri), random_model(VGG, 1))
     with pytest.raises(BadWeights, match=rf"runs:/{run_id}: this run's trunk is vgg16, wanted mobilenet_v2"):
         read_pretrained(f"runs:/{run_id}", "mobilenet_v2", uri)
@@ -213,13 +213,14 @@ def test_an_mlflow_run_gives_the_trunk_of_its_best_model(run, storage):
 
 def test_a_damaged_best_model_is_not_sent_and_one_that_changed_on_the_way_is_refused(run, storage, tmp_path):
     uri, run_id = open_mlflow_run(storage)
-    send_checkpoint(run, uri, run_id, "checkpoint-00000008", new_best=True)
+    send_checkpoint(run, uri, run_id, "checkpoint-00000008")
     place = download_best(uri, run_id, tmp_path)
     damage(place / "model.safetensors")
     with pytest.raises(ValueError, match=r"model\.safetensors: SHA-256 .* the file has changed"):
         load_best(place)
     damage(run / "checkpoint-00000004" / "model.safetensors")
-    [said] = send_checkpoint(run, uri, run_id, "checkpoint-00000008", new_best=True)
+    uri, run_id = open_mlflow_run(storage)
+    [said] = send_checkpoint(run, uri, run_id, "checkpoint-00000008")
     assert "checkpoint-00000008 was not sent to MLflow" in said
     assert "the file has changed" in said
 
@@ -232,16 +233,15 @@ def damage(path: Path) -> None:
 
 def test_the_best_model_lies_in_the_wanted_folder(run, storage, tmp_path):
     uri, run_id = open_mlflow_run(storage)
-    send_checkpoint(run, uri, run_id, "checkpoint-00000008", new_best=True)
+    send_checkpoint(run, uri, run_id, "checkpoint-00000008")
     (folder := tmp_path / "here").mkdir()
     place = download_best(uri, run_id, folder)
     assert folder in place.parents
     assert {path.name for path in place.iterdir()} == {"model.safetensors", "state.json"}
 
 
-def test_a_run_without_a_best_model_is_refused(run, storage):
+def test_a_run_without_a_best_model_is_refused(storage):
     uri, run_id = open_mlflow_run(storage)
-    send_checkpoint(run, uri, run_id, "checkpoint-00000008", new_best=False)
     with pytest.raises(ValueError, match=rf"MLflow run {run_id} at sqlite:.* has no best model"):
         read_pretrained(f"runs:/{run_id}", "vgg16", uri)
 
