@@ -48,7 +48,7 @@ from grurcn.inference.videos import STANDARD_INPUT, find_videos, normal, read_vi
 from grurcn.training.pretrained import MLFLOW, read_run
 from jobs.command import Command, Flat
 from jobs.inspect_shards.preview import write
-from shards.packing.sandbox import VideoPacker
+from shards.packing.sandbox import Sandbox
 from shards.printable import printable
 from shards.reading.clips import evaluation_clips
 from shards.video import Limits, Packing, Stored
@@ -278,7 +278,7 @@ def answer_task(job: Predict, model: Model, videos: list[tuple[int, Path]]) -> I
 
 def draw_overlay(job: Predict, asked: Classes, video: Path) -> None:
     assert job.overlay is not None
-    with VideoPacker(job.limits) as packer:
+    with Sandbox(job.limits) as packer:
         stored = store(video, packer, asked.packing)
     overlay(asked.recogniser, stored, job.overlay, heat=job.heat)
 

@@ -6,6 +6,8 @@ KEY.txt     captions, one a line; in tars that others wrote
 """
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from shards.printable import printable
@@ -13,6 +15,26 @@ from shards.printable import printable
 
 class BadSample(ValueError):
     """A sample of a tar that cannot be read. The message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleJson:
+    """What a packing writes beside a video. Fields without a value are left out of the file."""
+
+    key: str
+    captions: Sequence[str] | None = None
+    label: int | None = None
+    class_name: str | None = None  # "class" in the file
+    group: str
+    num_frames: int
+    fps: float
+    source: str | None = None  # the video's path in the data set that it comes from
+    flow: str | None = None  # the method
+    flow_bound: float | None = None
+
+    def to_json(self) -> bytes:
+        fields = {name: value for name, value in vars(self).items() if value is not None}
+        return json.dumps({"class" if name == "class_name" else name: fields[name] for name in fields}).encode()
 
 
 def parse_object(data: bytes) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""Shards of videos -> shards of what a fixed encoder sees in them: one of the same name each, with vectors instead of videos.
+"""Shards of videos -> shards of the vectors that a fixed encoder computes of them, under the same names.
 
     open_encoding      source + encoder -> which shards are still to be encoded
-    encode_shard       one shard's videos -> TAR + its record; runs anywhere, as often as needed
-    finish_encoding    all records -> index, dataset.json
+    encode_shard       one shard's videos -> tar + record; runs anywhere, as often as needed
+    finish_encoding    all records -> index, dataset.json (packing/records.py)
 
-    KEY.npy            a NumPy array (K, D) float32: a vector of each of the video's own segments (clips.segment_frames)
+    KEY.npy            a NumPy array (K, D) float32: a vector for each of the video's own segments (clips.segment_frames)
     KEY.json           as it lies in the source
 
-The index is the source's but for the places: a row's video is KEY.npy. Files appear as in a packing (pack.py), and encoding
-the same videos again by the same encoder gives the same bytes. captions.py reads them.
+The index is the source's but for the offsets: a row's video is KEY.npy. Encoding the same videos again by the same encoder
+gives the same bytes. reading/captions.py reads them.
 
 B videos, K segments, R frames that are read of each, D a vector's length, H x W the stored frames' size.
 """
@@ -16,28 +16,27 @@ B videos, K segments, R frames that are read of each, D a vector's length, H x W
 import hashlib
 import io
 import json
-import tarfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shards.dataset import DESCRIPTION, DatasetInfo, Shard, check_encoder, read_dataset
+from shards.dataset import DatasetInfo, check_encoder, read_dataset
 from shards.index import Index
-from shards.packing.pack import RECORDS, add_member, finished_records, read_records, record_name, written_shard
+from shards.packing.records import IndexRow, OpenShard, finish_dataset, unfinished, written_shard
 from shards.reading.captions import BadVectors, Segments, decode_samples, item_of, read_samples
 from shards.reading.stream import Reading
-from shards.rows import Sample, written_index
-from shards.store import BadShards, absolute_url, has_file, open_store
+from shards.rows import Sample
+from shards.sample_json import SampleJson
+from shards.store import BadShards, absolute_url, open_store
 
-KIND = "encoded"  # of the source of a data set that holds vectors
+KIND = "encoded"  # kind of source of a data set that holds vectors
 
 Encode = Callable[[Tensor, Tensor], Tensor]
 
@@ -52,22 +51,17 @@ class ShardOfVideos:
     name: str
     videos: int
 
-    @property
-    def flat_name(self) -> str:
-        """Of its record: shards in folders have theirs beside the others."""
-        return quote(self.name, safe="")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """A whole encoding, as far as it has come."""
+    """A whole encoding, and what is left to do of it."""
 
     source: str  # folder or URL of the videos
     out: str
-    encoder: dict[str, Any]
+    encoder: dict[str, Any]  # as JSON
     info: DatasetInfo  # of the source
     shards: tuple[ShardOfVideos, ...]
-    left: tuple[ShardOfVideos, ...]  # of these, those that are still to be encoded
+    left: tuple[ShardOfVideos, ...]  # those that are still to be encoded
 
     @property
     def videos(self) -> int:
@@ -89,13 +83,12 @@ def encoding_digest(info: DatasetInfo, encoder: dict[str, Any]) -> str:
 
 
 def open_encoding(source: str | Path, out: str | Path, encoder: dict[str, Any]) -> Encoding:
-    """Makes the place ready and finds out which shards are still to be encoded.
+    """Prepares the place and finds out which shards are still to be encoded.
 
-    encoder: what there is to say of it, as JSON can hold it; at least "segments" (K), "size" (D) and "digest", which tells
-    encoders apart.
+    encoder: its description as JSON, with at least "segments" (K), "size" (D) and "digest", which identifies it.
 
-    Raises BadShards if the source holds no videos, or if the place holds anything but an encoding of these videos by this
-    encoder or cannot be written; ValueError for an encoder of which something is missing.
+    Raises BadShards if the source holds no videos, if the place holds anything but an encoding of these videos by this
+    encoder, or if it cannot be written; ValueError for an encoder without one of the three.
     """
     check_encoder(encoder)
     source, out = absolute_url(source), absolute_url(out)
@@ -107,13 +100,11 @@ def open_encoding(source: str | Path, out: str | Path, encoder: dict[str, Any]) 
         for split, shards in info.splits.items()
         for number, shard in enumerate(shards)
     )
-    other = BadShards(
+    other = (
         f"{out}: holds other shards, or vectors of other videos or by another encoder than these; choose another place, or "
         "delete what is there to encode anew"
     )
-    digest = encoding_digest(info, encoder)
-    finished = finished_records(open_store(out), digest, digest, other)
-    left = () if finished is None else [shard for shard in shards if record_name(shard.flat_name) not in finished]
+    left = unfinished(open_store(out), shards, encoding_digest(info, encoder), other)
     return Encoding(source=source, out=out, encoder=encoder, info=info, shards=shards, left=tuple(left))
 
 
@@ -130,30 +121,30 @@ def encode_shard(
 ) -> Iterator[int]:
     """Encodes the videos of one shard, and writes its vectors and its record; yields the number of videos of each batch.
 
-    encode: planes (B, K, R, H * 3 // 2, W) uint8, segments (B, K) bool -> vectors (B, K, D = size) float32, on any device; of
-    segments that a video does not have, any. The last batch of a shard may be smaller.
+    encode: planes (B, K, R, H * 3 // 2, W) uint8, segments (B, K) bool -> vectors (B, K, D = size) float32, on any device. The
+    vectors of segments that a video does not have are ignored. The last batch of a shard may be smaller.
 
     Raises BadShards with shard, key and offset for videos that cannot be read, BadVectors for vectors of another shape or that
-    are not finite; OSError if the disk is full. Nothing half-written stays under a final name.
+    are not finite, OSError if the disk is full. Nothing half-written stays under a final name.
     """
     index = Index(source, shard.split)
     if index.info.digest != shard.digest:
-        raise BadShards(f"{index.url}: packed anew since its encoding was begun; begin again")
+        raise BadShards(f"{index.url}: was packed again after its encoding had started; start the encoding again")
     samples = index.samples(range(int(index.starts[shard.number]), int(index.starts[shard.number + 1])))
     with (
-        written_shard(open_store(out), shard.name, record_name(shard.flat_name)) as (tar, record),
+        written_shard(open_store(out), shard.name) as target,
         closing(groups(index, samples, segments, batch_size, reading or Reading())) as found,
     ):
         for group in found:
             for item, vectors in zip(group, encoded(group, size, encode), strict=True):
-                record["samples"].append(add_sample(tar, item["sample"], vectors, json_of(index, item)))
+                target.samples.append(add_vectors(target, item["sample"], vectors, json_of(index, item)))
             yield len(group)
 
 
 def groups(
     index: Index, samples: Sequence[Sample], segments: Segments, batch_size: int, reading: Reading
 ) -> Generator[list[dict[str, Any]], None, None]:
-    """The samples with what is seen of them, so many at a time, and as many decoded ahead."""
+    """The decoded samples, batch_size at a time, and as many decoded ahead."""
     with (
         closing(read_samples(map(item_of, samples), index, reading, batch_size)) as read,
         closing(decode_samples(read, index, segments, reading, batch_size)) as decoded,
@@ -167,7 +158,7 @@ def encoded(group: Sequence[dict[str, Any]], size: int, encode: Encode) -> Itera
     seen, own = (torch.from_numpy(np.stack([item[name] for item in group])) for name in ("seen", "segments"))
     vectors = encode(seen, own)
     if vectors.shape != (*own.shape, size):
-        raise BadVectors(f"vectors {tuple(vectors.shape)}, of {len(group)} videos: wanted {(*own.shape, size)}")
+        raise BadVectors(f"vectors {tuple(vectors.shape)} of {len(group)} videos; expected {(*own.shape, size)}")
     for item, of_video in zip(group, vectors.to("cpu", torch.float32), strict=True):
         of_segments = of_video[torch.from_numpy(item["segments"])].numpy()
         if not np.isfinite(of_segments).all():
@@ -175,63 +166,56 @@ def encoded(group: Sequence[dict[str, Any]], size: int, encode: Encode) -> Itera
         yield of_segments
 
 
-def add_sample(tar: tarfile.TarFile, sample: Sample, vectors: np.ndarray, about: bytes) -> dict[str, Any]:
-    """Appends KEY.npy and KEY.json, and gives back the sample's row of the index."""
+def add_vectors(target: OpenShard, sample: Sample, vectors: np.ndarray, sample_json: bytes) -> IndexRow:
+    """Appends KEY.npy and KEY.json, and returns the sample's row of the index."""
     file = io.BytesIO()
     np.save(file, np.ascontiguousarray(vectors, "<f4"), allow_pickle=False)
     data = file.getvalue()
-    return {
-        "key": sample.key,
-        "label": sample.label,
-        "group": sample.group,
-        "num_frames": sample.num_frames,
-        "num_captions": sample.num_captions,
-        "fps": sample.fps,
-        "video_offset": add_member(tar, f"{sample.key}.npy", data),
-        "video_size": len(data),
-        "video_crc32": zlib.crc32(data),
-        "json_offset": add_member(tar, f"{sample.key}.json", about),
-        "json_size": len(about),
-    }
+    return IndexRow(
+        key=sample.key,
+        label=sample.label,
+        group=sample.group,
+        num_frames=sample.num_frames,
+        num_captions=sample.num_captions,
+        fps=sample.fps,
+        video_offset=target.add_member(f"{sample.key}.npy", data),
+        video_size=len(data),
+        video_crc32=zlib.crc32(data),
+        json_offset=target.add_member(f"{sample.key}.json", sample_json),
+        json_size=len(sample_json),
+    )
 
 
 def json_of(index: Index, item: dict[str, Any]) -> bytes:
-    """The sample's JSON as it lies in the source; of somebody's tar, which may have another or none, one as packing writes it."""
+    """The sample's JSON as it lies in the source; for an external tar, which may have another or none, as packing writes it."""
     sample: Sample = item["sample"]
     if not index.info.is_external:
         return item["json"]
-    about: dict[str, Any] = {"key": sample.key}
-    if item["captions"]:
-        about["captions"] = item["captions"]
-    if sample.label >= 0:
-        about |= {"label": sample.label, "class": index.info.classes[sample.label]}
-    return json.dumps({**about, "group": sample.group, "num_frames": sample.num_frames, "fps": sample.fps}).encode()
+    return SampleJson(
+        key=sample.key,
+        captions=item["captions"] or None,
+        label=sample.label if sample.label >= 0 else None,
+        class_name=index.info.classes[sample.label] if sample.label >= 0 else None,
+        group=sample.group,
+        num_frames=sample.num_frames,
+        fps=sample.fps,
+    ).to_json()
 
 
 def finish_encoding(encoding: Encoding) -> DatasetInfo:
     """Writes the index of each split and, last, dataset.json, from the records of all shards."""
-    store = open_store(encoding.out)
-    if has_file(store, DESCRIPTION):
-        return read_dataset(store)
-    splits: dict[str, tuple[Shard, ...]] = {}
-    for split in encoding.info.splits:
-        shards = [shard for shard in encoding.shards if shard.split == split]
-        records = read_records(store, [shard.flat_name for shard in shards])
-        with written_index(store, split) as index:
-            splits[split] = tuple(
-                index.add(record["samples"], name=shard.name, size_bytes=record["size_bytes"], sha256=record["sha256"])
-                for shard, record in zip(shards, records, strict=True)
-            )
-    info = DatasetInfo(
-        classes=encoding.info.classes,
-        packing=replace(encoding.info.packing, flow="none"),  # which was not encoded
-        splits=splits,
-        plan=encoding.digest,
-        source={"kind": KIND, "of": encoding.source, "digest": encoding.info.digest, "source": encoding.info.source},
-        rejected=0,
-        encoder=encoding.encoder,
+    info = encoding.info
+    return finish_dataset(
+        open_store(encoding.out),
+        {split: [shard.name for shard in encoding.shards if shard.split == split] for split in info.splits},
+        lambda contents: DatasetInfo(
+            classes=info.classes,
+            packing=replace(info.packing, flow="none"),  # flow is not encoded
+            splits=contents.splits,
+            plan=encoding.digest,
+            source={"kind": KIND, "of": encoding.source, "digest": info.digest, "source": info.source},
+            rejected=0,
+            encoder=encoding.encoder,
+        ),
+        can_reject=False,
     )
-    with store.written(DESCRIPTION) as file:
-        file.write(info.to_json().encode())
-    store.delete(store.names(RECORDS))
-    return info

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from cluster.checkpoints.run_folder import load_best
 from grurcn.inference.classifier import Recogniser
-from shards.packing.sandbox import VideoPacker
+from shards.packing.sandbox import Sandbox
 from shards.video import BadVideo, Limits, Stored
 
 PATH, VIDEO = (
@@ -36,7 +36,7 @@ class Served:
         """folder: what cluster.checkpoints.run_folder.export_best wrote."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.recogniser = Recogniser.of(load_best(folder), device)
-        self.packer, self.lock = VideoPacker(Limits()), threading.Lock()  # requests come in threads
+        self.packer, self.lock = Sandbox(Limits()), threading.Lock()  # requests come in threads
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """A row a video, with its path or its bytes -> a row each: label, probability, and the `top` likeliest classes with

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from shards.packing.annotation_files import VIDEO_SUFFIXES, video_files
-from shards.packing.sandbox import VideoPacker
+from shards.packing.sandbox import Sandbox
 from shards.threads import ordered_map
 from shards.video import BadVideo, Limits, Packing, Stored
 
@@ -52,9 +52,9 @@ def read_videos(
     """read(each video as a shard would hold it), in order, or why it cannot be had; some are read ahead, side by side."""
     readers = min(len(videos), MOST_READERS, os.cpu_count() or 1)
     with ExitStack() as helpers:
-        free: SimpleQueue[VideoPacker] = SimpleQueue()
+        free: SimpleQueue[Sandbox] = SimpleQueue()
         for _ in range(readers):
-            free.put(helpers.enter_context(VideoPacker(limits)))
+            free.put(helpers.enter_context(Sandbox(limits)))
 
         def read_one(video: Path) -> T | str:
             packer = free.get()
@@ -70,7 +70,7 @@ def read_videos(
         yield from ordered_map(read_one, videos, readers, readers)
 
 
-def store(video: Path, packer: VideoPacker, packing: Packing) -> Stored:
+def store(video: Path, packer: Sandbox, packing: Packing) -> Stored:
     """A video as a shard would hold it; "-" is the standard input. Raises BadVideo, OSError for a file that cannot be read."""
     if video != STANDARD_INPUT:
         return packer.store(video, packing)

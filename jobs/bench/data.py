@@ -8,7 +8,7 @@ from pathlib import Path
 import imageio_ffmpeg
 
 from shards.index import Index
-from shards.packing.pack import finish_packing, open_target, pack_shard, plan_packing
+from shards.packing.pack import finish_packing, pack_shard, plan_packing, shards_to_pack
 from shards.packing.sources import Folder
 from shards.video import Packing
 
@@ -60,13 +60,13 @@ def pack(
     packing: Packing,
     *,
     videos_per_shard: int,
-    val_share: float = 0,
+    val_fraction: float = 0,
     processes: int | None = None,
 ) -> Index:
     """Packs FOLDER/CLASS/VIDEO as jobs.make_shards does, so many shards at a time (default: the number of cores)."""
-    listing = Folder(videos=videos, val_share=val_share, test_share=0).entries()
+    listing = Folder(videos=videos, val_fraction=val_fraction, test_fraction=0).entries()
     plan = plan_packing(folder, listing, packing, videos_per_shard, seed=0, source={"kind": "bench"})
     with ThreadPoolExecutor(processes or os.cpu_count()) as pool:
-        list(pool.map(lambda shard: list(pack_shard(plan.url, shard, plan.classes)), open_target(plan)))
+        list(pool.map(lambda shard: list(pack_shard(plan.url, shard, plan.classes)), shards_to_pack(plan)))
     finish_packing(plan)
     return Index(folder, "train")

@@ -230,11 +230,11 @@ def rows_of(
 def paper_shards(folder: Path, job: TrainBench) -> str:
     """Shards of synthetic videos of the usual size."""
     videos = make_videos(folder / "videos", job.num_videos, job.seconds)
-    return pack(videos, folder / "shards", Packing(), videos_per_shard=8, val_share=0.1).url
+    return pack(videos, folder / "shards", Packing(), videos_per_shard=8, val_fraction=0.1).url
 
 
 def demo_shards(folder: Path) -> str:
     """Shards of the demo's videos, but fewer."""
     make_motion_videos(folder / "videos", DEMO_VIDEOS)
     packing = Packing(width=SIZE, height=SIZE)
-    return pack(folder / "videos", folder / "shards", packing, videos_per_shard=8, val_share=0.1).url
+    return pack(folder / "videos", folder / "shards", packing, videos_per_shard=8, val_fraction=0.1).url

@@ -9,16 +9,16 @@ A data set is a folder or a URL: s3://, gs://, http://. Only `index` writes ther
 
 --json FILE holds:
   info      url, format_version, digest, classes, splits, packing, encoder, source, shared_groups, rejected, reasons
-  verify    url, digest, videos, shards, bytes, decoded, faults, fault_list (the first 10,000), seconds
+  verify    url, digest, videos, shards, bytes, holds, decoded, faults, fault_list (the first 10,000), seconds
   preview   url, split, page, picture, samples
-  index     out, tars_at, classes, captions, videos, shards, rejected, rejected_list, bytes, packing, seconds
+  index     out, tars_at, classes, captions, videos, shards, rejected, rejected_list, bytes, packing, frames_per_video, seconds
 """
 
 from jobs.command import Command, subcommands
 from jobs.inspect_shards.index import MakeIndex, make_index
 from jobs.inspect_shards.info import Info, info
 from jobs.inspect_shards.preview import Preview, preview
-from jobs.inspect_shards.verify import Verify, verify
+from jobs.inspect_shards.verify import Verify, verify_and_print
 
 Job = Info | Verify | Preview | MakeIndex
 JOBS = {"info": Info, "verify": Verify, "preview": Preview, "index": MakeIndex}
@@ -29,7 +29,7 @@ def main(job: Job) -> int:
         case Info():
             return info(job)
         case Verify():
-            return verify(job)
+            return verify_and_print(job)
         case Preview():
             return preview(job)
         case MakeIndex():

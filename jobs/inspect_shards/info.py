@@ -18,7 +18,7 @@ from rich.text import Text
 from jobs.command import finish
 from shards.dataset import FORMAT_VERSION, REJECTED, DatasetInfo, read_dataset
 from shards.index import Index
-from shards.packing.duplicates import Repeats
+from shards.packing.duplicates import Duplicates
 from shards.printable import printable
 from shards.store import REQUESTS, BadShards, NoFile, Store, open_store
 from shards.threads import ordered_map
@@ -77,7 +77,7 @@ def info(job: Info) -> int:
     """Reads the index once, shard by shard, prints and writes what is in it, and gives back the exit status."""
     store = open_store(job.url)
     dataset = read_dataset(store)
-    with Repeats() as groups:
+    with Duplicates() as groups:
         figures = {
             split: figures_of(Index(job.url, split), groups, number)
             if shards
@@ -122,7 +122,7 @@ def no_videos(dataset: DatasetInfo) -> np.ndarray:
     return np.zeros(len(dataset.classes), np.int64)
 
 
-def figures_of(index: Index, groups: Repeats, split: int) -> Figures:
+def figures_of(index: Index, groups: Duplicates, split: int) -> Figures:
     """Counts a split's rows, and adds their groups with the number of the split."""
     figures = Figures(per_class=no_videos(index.info), shards=len(index.shards), videos=len(index))
     figures.size_bytes = sum(shard.size_bytes for shard in index.shards)

@@ -1,7 +1,7 @@
-"""Which texts come more than once, of more than memory would hold: keys of samples, groups of splits.
+"""Finds texts that come more than once, among more than memory would hold: keys of samples, groups of splits.
 
-Of each text 64 bits of its hash lie on disk, with a number of the caller's, in one of BUCKETS files by the hash; one file
-after the other is then sorted. Two different texts of 10^8 have the same 64 bits in 3 of 10,000 cases.
+Each text is kept on disk as 64 bits of its hash and a number of the caller's, in one of BUCKETS files by its hash. The files
+are then sorted one after the other. Two different texts of 10^8 have the same 64 bits in 3 of 10,000 cases.
 """
 
 import hashlib
@@ -15,15 +15,15 @@ BUCKETS = 64
 ENTRY = np.dtype([("hash", "<u8"), ("number", "<i8")])
 
 
-class Repeats:
-    """Takes texts in any order and gives back the numbers of those that came more than once. A `with` block."""
+class Duplicates:
+    """Takes texts in any order; finds the numbers of those that came more than once. A `with` block."""
 
     def __init__(self) -> None:
         self.opened = ExitStack()
         self.files = [self.opened.enter_context(tempfile.TemporaryFile()) for _ in range(BUCKETS)]  # noqa: SIM115
 
     def add(self, texts: Sequence[str], numbers: Sequence[int] | np.ndarray | int) -> None:
-        """A number of each text, or one of all."""
+        """Adds texts with a number each, or one for all of them."""
         entries = np.empty(len(texts), ENTRY)
         entries["hash"] = [hash_of(text) for text in texts]
         entries["number"] = numbers
@@ -32,7 +32,7 @@ class Repeats:
             self.files[bucket].write(entries[buckets == bucket].tobytes())
 
     def found(self) -> Iterator[list[int]]:
-        """Of each text that came more than once, its numbers from the lowest on."""
+        """For each text that came more than once, its numbers in ascending order."""
         for file in self.files:
             file.seek(0)
             entries = np.frombuffer(file.read(), ENTRY)
@@ -42,7 +42,7 @@ class Repeats:
             for start, length in zip(starts[lengths > 1].tolist(), lengths[lengths > 1].tolist(), strict=True):
                 yield entries["number"][start : start + length].tolist()
 
-    def __enter__(self) -> "Repeats":
+    def __enter__(self) -> "Duplicates":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,6 @@
-"""What a source lists: entries, one a sample, each in one split; what is held out, and what no listing may hold.
+"""What a source lists: entries, one a sample, each in one split.
 
-A source (sources.py) makes entries of its lists, may hold some out, and ends with `finish`, which gives each its key.
+A source (sources/) makes entries, may hold some out, and ends with `make_listing`, which gives each its key.
 """
 
 import hashlib
@@ -14,21 +14,21 @@ SPLITS = ("train", "val", "test")
 
 
 class BadSource(ValueError):
-    """A folder, list or table that cannot become entries. The message names the file, the line and the way out."""
+    """A folder, list or table that cannot become entries. The message names the file, the line and how to fix it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One video, or a part of one, that shall become one sample."""
+    """One video, or a part of one, that is to become one sample."""
 
     path: Path  # where the video is, or would be
-    name: str  # its path inside the source, with "/", as people know it; a part's name has its seconds in it
-    key: str  # its WebDataset key: no dots, unique in the data set
+    name: str  # its path inside the source, with "/"; a part's name has its seconds in it
+    key: str = ""  # its WebDataset key, which make_listing gives it: no dots, unique in the data set
     label: str  # class name; empty where a data set has captions and no classes
     split: str  # one of SPLITS
     group: str  # videos of one group are cut from one recording: never in two splits
     captions: tuple[str, ...] = ()  # sentences that describe the video
-    start_seconds: float | None = None  # the part [start, end) of the file is the sample; None: the whole file is
+    start_seconds: float | None = None  # the sample is the part [start, end) of the file; None: the whole file
     end_seconds: float | None = None
 
 
@@ -43,23 +43,25 @@ class Listing:
 def official_group(split: str, recording: str) -> str:
     """The group of a video that an official list puts into `split`.
 
-    Some official lists have clips of one recording in train and in test (HMDB-51 and MSVD do). Scores are compared on
-    these lists, so they stay as they are: the group's name says on which side of the list it is, "test/RECORDING" is
-    another group than "RECORDING". What we hold out of the training videos ourselves is still never cut.
+    Some official lists have clips of one recording in train and in test (HMDB-51 and MSVD do). Published scores are
+    measured on these lists, so they stay as they are: "test/RECORDING" is another group than "RECORDING". What we hold out
+    of the training videos ourselves never cuts a recording.
     """
     return recording if split == "train" else f"{split}/{recording}"
 
 
-def hold_out(entries: Sequence[Entry], split: str, share: float, seed: int) -> list[Entry]:
-    """Moves whole groups of the training entries into `split`, about `share` of them, at least one where share > 0.
+def hold_out(entries: Sequence[Entry], split: str, fraction: float, seed: int) -> list[Entry]:
+    """Moves whole groups of the training entries into `split`: about a fraction of them, at least one if fraction > 0.
 
-    Groups are stratified by the set of classes that they hold: groups of one class are drawn class by class (UCF-101,
-    or each video a group of its own), groups that run through all classes are drawn among themselves. Sets of several
+    Groups are stratified by the set of classes that they hold. Groups of one class are drawn class by class (UCF-101,
+    or each video a group of its own). Groups that run through all classes are drawn among themselves. Sets of several
     classes that are too rare to give a whole group (the movies of HMDB-51) are drawn together. A stratum of
     one group stays in training. Which groups go depends on the seed and on the groups' names alone.
+
+    Raises BadSource unless 0 <= fraction < 1.
     """
-    if not 0 <= share < 1:
-        raise BadSource(f"a share of {share:g} cannot be held out for {split}: wanted 0 <= share < 1")
+    if not 0 <= fraction < 1:
+        raise BadSource(f"{split} fraction {fraction:g}: expected at least 0 and below 1")
     classes_of_group: defaultdict[str, set[str]] = defaultdict(set)
     for entry in entries:
         if entry.split == "train":
@@ -67,21 +69,21 @@ def hold_out(entries: Sequence[Entry], split: str, share: float, seed: int) -> l
     strata: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for group, labels in classes_of_group.items():
         strata[tuple(sorted(labels))].append(group)
-    rare = [labels for labels, groups in strata.items() if len(labels) > 1 and round(share * len(groups)) == 0]
+    rare = [labels for labels, groups in strata.items() if len(labels) > 1 and round(fraction * len(groups)) == 0]
     strata[()] = [group for labels in rare for group in strata.pop(labels)]
 
     held: set[str] = set()
     for groups in strata.values():
         groups.sort(key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).digest())
-        wanted = max(1, round(share * len(groups))) if share > 0 else 0
-        held.update(groups[: max(0, min(wanted, len(groups) - 1))])
+        count = max(1, round(fraction * len(groups))) if fraction > 0 else 0
+        held.update(groups[: max(0, min(count, len(groups) - 1))])
     return [
         replace(entry, split=split) if entry.split == "train" and entry.group in held else entry for entry in entries
     ]
 
 
-def finish(classes: tuple[str, ...], entries: Iterable[Entry]) -> Listing:
-    """Gives each entry its key, and checks what every source must keep: unique samples, groups in one split."""
+def make_listing(classes: tuple[str, ...], entries: Iterable[Entry]) -> Listing:
+    """Gives each entry its key. Raises BadSource for a sample that is there twice, or a group in two splits."""
     entries = tuple(entries)
     parts = Counter((entry.path, entry.start_seconds, entry.end_seconds) for entry in entries)
     double = [part for part, count in parts.items() if count > 1]

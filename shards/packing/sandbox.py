@@ -1,61 +1,58 @@
-"""A stranger's video is decoded in a helper process, within limits: what it does to its decoder harms nothing else.
+"""Decodes a stranger's video in a process of its own, within limits, where it can harm nothing else.
 
-    packing task: VideoPacker.store()                  the helper: python -m shards.packing.sandbox
+    packing task: Sandbox.store()                      python -m shards.packing.sandbox_process
         a request, one line of JSON          ──>       store_video(), with a memory limit and a temporary folder
         the reply: JSON, video, flow         <──         └─ ffmpeg, the encoder, in the same process group
 
-The helper stores one video after the other. Where it crashes, wants too much memory or is not done in time, it is killed
-with its encoder, the video is refused by name, and the next one gets a new helper. What it sends is neither unpickled nor
-taken at its word, as it has read hostile bytes. It ends by itself when the packing task is gone.
+The process stores one video after the other. If it crashes, or takes too much memory or time, it is killed together with its
+encoder: the video is rejected with the reason, and the next one gets a new process. As it has read hostile bytes, what it
+sends is not unpickled, and its sizes are checked. It ends by itself when the packing task is gone.
 """
 
-import errno
 import json
 import os
 import re
-import resource
 import select
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from shards.packing.flow import NoOpenCV
-from shards.packing.transcode import check_segment, store_video, stored_suffix
+from shards.packing.sandbox_process import SIZE_BYTES
+from shards.packing.transcode import check_segment, stored_suffix
 from shards.video import BadVideo, Limits, Packing, Stored
 
-START_SECONDS = 120.0  # for a new helper, which imports NumPy and PyAV; disks may be slow
-LOOK_SECONDS = 0.5  # from one look at whether the packing task is still there to the next
-SIZE_BYTES = 8  # of the number before each part of a reply
+START_SECONDS = 120.0  # for a new process, which imports NumPy and PyAV; disks may be slow
 SECRETS = re.compile(r"^(AWS|GOOGLE|AZURE|RAY|MLFLOW)_|KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-REFUSALS = {"BadVideo": BadVideo, "NoOpenCV": NoOpenCV}  # they reach the caller as they are
+REJECTIONS = {"BadVideo": BadVideo, "NoOpenCV": NoOpenCV}  # they reach the caller as they are
 
 
-class HelperDied(BadVideo):
-    """A video that took the helper along: it crashed, or ran out of memory."""
+class SandboxDied(BadVideo):
+    """A video that took the process along: it crashed, or ran out of memory."""
 
 
-class VideoPacker:
-    """Stores videos as store_video does, each within the limits. A `with` block ends its helper; of one thread at a time."""
+class Sandbox:
+    """Stores videos as store_video does, each within the limits. A `with` block ends its process. For one thread at a time."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.helper: Helper | None = None
+        self.process: SandboxProcess | None = None
 
     def store(
         self, path: Path, packing: Packing, start_seconds: float | None = None, end_seconds: float | None = None
     ) -> Stored:
-        """What store_video gives back. It raises the same, with BadVideo also for a video that crashes its decoder or goes
-        beyond the limits, and RuntimeError with the helper's trace for a fault of ours."""
+        """Returns what store_video does, and raises the same.
+
+        Raises BadVideo also for a video that crashes its decoder or exceeds the limits, and RuntimeError with the process's
+        stack trace for a fault of ours.
+        """
         check_segment(packing, start_seconds, end_seconds)
         request = {
             "path": str(path.absolute()),
@@ -66,7 +63,7 @@ class VideoPacker:
         }
         reply, video, flow = self.ask(request, self.limits.seconds(packing))
         if "error" in reply:
-            raise_as(reply)
+            raise_error_of(reply)
         return Stored(
             data=video,
             suffix=stored_suffix(path, packing),
@@ -76,75 +73,67 @@ class VideoPacker:
         )
 
     def ask(self, request: dict[str, Any], seconds: float) -> tuple[dict[str, Any], bytes, bytes]:
-        """The helper's reply. A helper of which anything went wrong is not used again."""
-        is_new = self.helper is None
-        if self.helper is None:
-            self.helper = Helper(self.limits)
+        """The process's reply. After any error the process is not used again."""
+        is_new = self.process is None
+        if self.process is None:
+            self.process = SandboxProcess(self.limits)
         try:
-            return self.helper.ask(request, seconds)
+            return self.process.ask(request, seconds)
         except BaseException as error:
             self.close()
-            if isinstance(error, HelperDied) and not is_new:  # perhaps of what a video before this one did to it
+            if isinstance(error, SandboxDied) and not is_new:  # perhaps of what a video before this one did to it
                 return self.ask(request, seconds)
             raise
 
     def close(self) -> None:
-        if self.helper is not None:
-            self.helper.kill()
-            self.helper = None
+        if self.process is not None:
+            self.process.kill()
+            self.process = None
 
-    def __enter__(self) -> "VideoPacker":
+    def __enter__(self) -> "Sandbox":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def raise_as(reply: dict[str, Any]) -> NoReturn:
-    """Raises the error that a reply tells of."""
-    if reply["error"] in REFUSALS:
-        raise REFUSALS[reply["error"]](reply["message"])
+def raise_error_of(reply: dict[str, Any]) -> NoReturn:
+    """Raises the error that a reply describes."""
+    if reply["error"] in REJECTIONS:
+        raise REJECTIONS[reply["error"]](reply["message"])
     if reply["error"] == "OSError":
         raise OSError(*reply["args"])  # becomes PermissionError and the like by its number
-    raise RuntimeError(f"storing a video failed in the helper process:\n{reply['error']}")
+    raise RuntimeError(f"storing a video failed in the sandbox process:\n{reply['error']}")
 
 
 def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a process that decodes strangers' files may know: no credentials of stores, clusters or trackers."""
+    """The environment without credentials of stores, clusters and trackers."""
     return {name: value for name, value in environment.items() if not SECRETS.search(name)}
 
 
-class Helper:
-    """The packing task's side of a helper: the process, its temporary folder, and what it says."""
+class SandboxProcess:
+    """The packing task's side of a process: its pipes and its temporary folder."""
 
     def __init__(self, limits: Limits):
         self.limits = limits
+        self.memory = int(limits.memory_limit * 2**30)  # bytes
         self.is_ready = False
-        self.said = ""
-        self.folder = tempfile.TemporaryDirectory(prefix="grurcn-isolated-", ignore_cleanup_errors=True)
-        self.words = tempfile.TemporaryFile()  # noqa: SIM115  # closed in kill(); a pipe could fill up
+        self.error_output = ""
+        self.folder = tempfile.TemporaryDirectory(prefix="grurcn-sandbox-", ignore_cleanup_errors=True)
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed in kill(); a pipe could fill up
         paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        # Libraries that start a thread a core would take gigabytes of address space.
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        # -P: no module is taken from the folder that happens to be the current one.
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "shards.packing.sandbox",
-            str(os.getpid()),
-            str(self.memory),
-            self.folder.name,
-        ]
+        arguments = (str(os.getpid()), str(self.memory), self.folder.name)
         self.process = subprocess.Popen(
-            command,
+            # -P: no module is taken from the current folder.
+            [sys.executable, "-P", "-m", "shards.packing.sandbox_process", *arguments],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self.words,
+            stderr=self.errors,
             env={
                 **without_secrets(os.environ),
-                **one_thread,
+                # Libraries that start a thread per core would take gigabytes of address space.
+                **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
                 "PYTHONPATH": os.pathsep.join(paths),
                 "TMPDIR": self.folder.name,
             },
@@ -156,16 +145,11 @@ class Helper:
         self.poll = select.poll()
         self.poll.register(self.replies, select.POLLIN)
 
-    @property
-    def memory(self) -> int:
-        """The memory limit in bytes."""
-        return int(self.limits.memory_limit * 2**30)
-
     def ask(self, request: dict[str, Any], seconds: float) -> tuple[dict[str, Any], bytes, bytes]:
-        """Sends a request and gives back its reply, the video's bytes and the flow's.
+        """Sends a request; returns the reply, the video's bytes and the flow's.
 
-        Raises BadVideo if that takes longer than `seconds`, HelperDied, and RuntimeError where the helper does not work at
-        all. The helper is of no more use then, nor after a KeyboardInterrupt.
+        Raises BadVideo if that takes longer than `seconds`, SandboxDied, and RuntimeError if the process does not work at
+        all. The process is of no more use then, nor after a KeyboardInterrupt.
         """
         if not self.is_ready:
             self.wait_for_start()
@@ -177,17 +161,18 @@ class Helper:
             video, flow = self.read_part(until), self.read_part(until)
         except TimeoutError:
             raise BadVideo(
-                f"not done after {seconds:g} s; cut it into shorter videos, or give it more (--time-limit)"
+                f"not done after {seconds:g} s; cut it into shorter videos, or raise the limit (--time-limit)"
             ) from None
         except EOFError:
             status = self.kill()
             if status >= 0:
-                raise RuntimeError(f"the helper process ended with status {status}:\n{self.said}") from None
+                raise RuntimeError(f"the sandbox process ended with status {status}:\n{self.error_output}") from None
             reason = f"signal {-status}: {signal.strsignal(-status)}"
-            raise HelperDied(f"the decoder crashed ({reason}); re-encode it or leave it out") from None
+            raise SandboxDied(f"the decoder crashed ({reason}); re-encode it or leave it out") from None
         if reply.get("error") == "MemoryError":
-            raise HelperDied(
-                f"wants more than {self.limits.memory_limit:g} GiB of memory; leave it out, or give it more (--memory-limit)"
+            limit = self.limits.memory_limit
+            raise SandboxDied(
+                f"needs more than {limit:g} GiB of memory; leave it out, or raise the limit (--memory-limit)"
             )
         return reply, video, flow
 
@@ -197,18 +182,18 @@ class Helper:
         except (EOFError, TimeoutError):
             status = self.kill()
             raise RuntimeError(
-                f"the helper process that decodes videos did not start ({status}):\n{self.said}"
+                f"the sandbox process that decodes videos did not start ({status}):\n{self.error_output}"
             ) from None
         self.is_ready = True
 
     def read_part(self, until: float) -> bytes:
         size = int.from_bytes(self.read(SIZE_BYTES, until))
         if size > self.memory:
-            raise RuntimeError(f"the helper process wants to send {size:,} bytes: more than its memory")
+            raise RuntimeError(f"the sandbox process is about to send {size:,} bytes: more than its memory")
         return self.read(size, until)
 
     def read(self, size: int, until: float) -> bytes:
-        """So many bytes. Raises EOFError if there are less, TimeoutError if they are not there in time."""
+        """The next `size` bytes. Raises EOFError if there are fewer, TimeoutError if they are not there in time."""
         parts, missing = [], size
         while missing:
             if not self.poll.poll(max(0.0, until - time.monotonic()) * 1000):
@@ -221,99 +206,15 @@ class Helper:
         return b"".join(parts)
 
     def kill(self) -> int:
-        """Ends it and its encoder, removes what they have written, and gives back the status it had or has now."""
-        if not self.words.closed:
+        """Kills the process and its encoder, deletes what they have written, and returns the exit status."""
+        if not self.errors.closed:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            size = self.words.seek(0, os.SEEK_END)
-            self.words.seek(max(0, size - 4000))
-            self.said = self.words.read().decode(errors="replace").strip()
-            for file in (self.requests, self.replies, self.words):
+            size = self.errors.seek(0, os.SEEK_END)
+            self.errors.seek(max(0, size - 4000))
+            self.error_output = self.errors.read().decode(errors="replace").strip()
+            for file in (self.requests, self.replies, self.errors):
                 file.close()
             self.folder.cleanup()
         return self.process.returncode
-
-
-# The helper's side
-
-
-def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
-    """Answers each request until there are no more."""
-    send(replies, b"ready")
-    for line in requests:
-        send(replies, *answer(json.loads(line)))
-
-
-def answer(request: dict[str, Any]) -> tuple[bytes, bytes, bytes]:
-    """The three parts of a reply."""
-    video, flow = b"", b""
-    try:
-        path, packing = Path(request.pop("path")), Packing(**request.pop("packing"))
-        stored = store_video(path, packing, **request)
-        video, flow = stored.data, stored.flow or b""
-        reply: dict[str, Any] = {"num_frames": stored.num_frames, "fps": stored.fps}
-    except (BadVideo, NoOpenCV) as error:
-        reply = {"error": type(error).__name__, "message": str(error)}
-    except Exception as error:
-        if is_out_of_memory(error):
-            reply = {"error": "MemoryError"}
-        elif isinstance(error, OSError):
-            reply = {"error": "OSError", "args": [*error.args[:2], *([str(error.filename)] if error.filename else [])]}
-        else:
-            reply = {"error": traceback.format_exc()}
-    return json.dumps(reply).encode(), video, flow
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Python's and PyAV's error, the operating system's, or OpenCV's."""
-    return (
-        isinstance(error, MemoryError) or getattr(error, "errno", 0) == errno.ENOMEM or getattr(error, "code", 0) == -4
-    )
-
-
-def send(replies: IO[bytes], *parts: bytes) -> None:
-    for part in parts:
-        replies.write(len(part).to_bytes(SIZE_BYTES))
-        replies.write(part)
-    replies.flush()
-
-
-def limit_memory(size_bytes: int) -> None:
-    """Of this process, and of the encoders that it starts; no file of theirs may be larger, as it is read in the end."""
-    for kind, wanted in (
-        (resource.RLIMIT_AS, size_bytes),
-        (resource.RLIMIT_FSIZE, size_bytes),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, allowed = resource.getrlimit(kind)
-        limit = wanted if allowed == resource.RLIM_INFINITY else min(wanted, allowed)
-        resource.setrlimit(kind, (limit, limit))
-
-
-def end_after(parent: int, folder: str) -> None:
-    """Ends this process soon after its parent has ended, in the middle of a video too."""
-    while os.getppid() == parent:
-        time.sleep(LOOK_SECONDS)
-    leave(folder)
-
-
-def leave(folder: str) -> NoReturn:
-    """Removes the temporary folder and ends, with the encoder: by a signal to the whole group, as threads may hang."""
-    shutil.rmtree(folder, ignore_errors=True)
-    os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(1)
-
-
-def main() -> None:
-    parent, memory, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not come between
-    threading.Thread(target=end_after, args=(parent, folder), daemon=True).start()
-    limit_memory(memory)
-    serve(sys.stdin.buffer, replies)
-    leave(folder)
-
-
-if __name__ == "__main__":
-    main()

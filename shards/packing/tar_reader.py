@@ -1,9 +1,9 @@
-"""A shard's bytes in order, hashed as they pass, and the members of the tar that they are.
+"""Reads a tar once, from its first byte to its last: its members, and a hash of all bytes.
 
-    |header|video ...|padding|header|JSON|padding| ... |zeros|       read once, from the first byte to the last
+    |header|video ...|padding|header|JSON|padding| ... |zeros|
 
-Tars of strangers are read by this: no name in them is taken for a place on a disk, nothing is unpickled, no more of a member
-is held than its reader asks for, and a header that promises what is not there is a BadTar.
+It is safe with the tars of strangers: no name is taken for a place on a disk, nothing is unpickled, no more of a member is
+held than its reader asks for, and a header that promises what is not there is a BadTar.
 """
 
 import hashlib
@@ -33,18 +33,23 @@ class Member:
     """What a header says of the bytes behind it."""
 
     name: str  # as it stands there; bytes that are not UTF-8 are lone surrogates
-    kind: str  # "file", or what else it is
-    offset: int  # from the shard's start to its first byte
+    kind: str  # "file", "folder", "link" or "special file"
+    offset: int  # from the tar's start to its first byte
     size_bytes: int
 
     @property
     def end(self) -> int:
         """Where the next header begins."""
-        return self.offset + -(-self.size_bytes // BLOCK) * BLOCK
+        return self.offset + padded(self.size_bytes)
 
 
-class ShardBytes:
-    """The bytes of a shard from the first to the last, some of them read ahead. Close it, or its threads stay."""
+def padded(size_bytes: int) -> int:
+    """A size rounded up to whole blocks."""
+    return -(-size_bytes // BLOCK) * BLOCK
+
+
+class TarReader:
+    """A tar's bytes from the first to the last, some of them read ahead. Close it, or its threads stay."""
 
     def __init__(self, store: Store, name: str, size_bytes: int):
         self.size_bytes = size_bytes
@@ -58,7 +63,7 @@ class ShardBytes:
         self.parts = ordered_map(read, range(0, size_bytes, READ_BYTES), num_threads=READS, in_flight=READS)
 
     def pieces(self, size_bytes: int) -> Iterator[memoryview]:
-        """The next so many bytes, in pieces. Raises BadShards if the store cannot give them."""
+        """The next `size_bytes` bytes, in pieces. Raises BadShards if the store cannot read them."""
         assert self.position + size_bytes <= self.size_bytes
         while size_bytes:
             if not self.rest:
@@ -78,81 +83,80 @@ class ShardBytes:
             pass
 
     def sha256(self) -> str:
-        """Of the whole shard; reads what is left of it."""
+        """SHA-256 of the whole tar; reads what is left of it."""
         self.skip_to(self.size_bytes)
         return self.hash.hexdigest()
 
     def close(self) -> None:
         self.parts.close()  # pyright: ignore[reportAttributeAccessIssue]  # a generator
 
+    def next_member(self, end: int | None = None) -> Member | None:
+        """The next member; the reader stands at its first byte then. None at the zeros that end a tar.
 
-def read_member(shard: ShardBytes, end: int) -> Member | None:
-    """The next member, of whose headers none reaches beyond `end`; the shard stands at its first byte then.
+        No header reaches beyond `end`, by default the tar's. The member may claim to be longer than the tar. Raises BadTar
+        for bytes that are no header.
+        """
+        end = self.size_bytes if end is None else end
+        name, size = None, None
+        while True:
+            start = self.position
+            header = self.read_header(end)
+            if header is None:
+                return None
+            if header.type == LONG_NAME:
+                name = as_text(self.read_extension(header, end).split(b"\0", 1)[0])
+            elif header.type in PAX:
+                fields = pax_fields(self.read_extension(header, end), start)
+                name, size = fields.get("path", name), fields.get("size", size)
+                if any(field.startswith("GNU.sparse.") for field in fields):
+                    raise sparse(start)
+            elif header.type in (LONG_LINK, PAX_GLOBAL):
+                self.read_extension(header, end)
+            elif header.type == tarfile.GNUTYPE_SPARSE:
+                raise sparse(start)
+            else:
+                break
+        if header.type in WITHOUT_DATA:
+            size = 0
+        elif size is None:
+            size = header.size
+        elif not re.fullmatch(r"[0-9]{1,20}", size):
+            raise BadTar(f"the header before offset {self.position} claims {size[:30]!r} bytes")
+        return Member(
+            name=header.name if name is None else name,
+            kind=kind_of(header),
+            offset=self.position,
+            size_bytes=int(size),
+        )
 
-    None at the zeros that end a tar. The member may claim to be longer than the shard. Raises BadTar for headers that are none.
-    """
-    name, size = None, None
-    while True:
-        at = shard.position
-        header = read_header(shard, end)
-        if header is None:
+    def read_header(self, end: int) -> tarfile.TarInfo | None:
+        start = self.position
+        if start + BLOCK > min(end, self.size_bytes):
+            if end < self.size_bytes:
+                raise BadTar(f"no member begins at offset {end}")
+            raise BadTar(f"ends at offset {self.size_bytes} without the zeros that end a tar: it was cut off")
+        block = self.read(BLOCK)
+        if not any(block):
             return None
-        if header.type == LONG_NAME:
-            name = as_text(read_extension(shard, header, end).split(b"\0", 1)[0])
-        elif header.type in PAX:
-            fields = pax_fields(read_extension(shard, header, end), at)
-            name, size = fields.get("path", name), fields.get("size", size)
-            if any(field.startswith("GNU.sparse.") for field in fields):
-                raise sparse(at)
-        elif header.type in (LONG_LINK, PAX_GLOBAL):
-            read_extension(shard, header, end)
-        elif header.type == tarfile.GNUTYPE_SPARSE:
-            raise sparse(at)
-        else:
-            break
-    if header.type in WITHOUT_DATA:
-        size = 0
-    elif size is None:
-        size = header.size
-    elif not re.fullmatch(r"[0-9]{1,20}", size):
-        raise BadTar(f"the header before offset {shard.position} claims {size[:30]!r} bytes")
-    return Member(
-        name=header.name if name is None else name,
-        kind=kind_of(header),
-        offset=shard.position,
-        size_bytes=int(size),
-    )
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        except (tarfile.HeaderError, ValueError) as error:
+            raise BadTar(f"the bytes at offset {start} are no tar header ({error})") from None
+        if header.size < 0:
+            raise BadTar(f"the header at offset {start} claims {header.size} bytes")
+        return header
+
+    def read_extension(self, header: tarfile.TarInfo, end: int) -> bytes:
+        """The long name, or the fields, that a header of its own holds for the next one."""
+        size = padded(header.size)
+        if header.size > LONGEST_EXTENSION or self.position + size > min(end, self.size_bytes):
+            raise BadTar(f"the header before offset {self.position} claims a name or fields of {header.size} bytes")
+        return self.read(size)[: header.size]
 
 
-def read_header(shard: ShardBytes, end: int) -> tarfile.TarInfo | None:
-    at = shard.position
-    if at + BLOCK > min(end, shard.size_bytes):
-        if end < shard.size_bytes:
-            raise BadTar(f"no member begins at offset {end}")
-        raise BadTar(f"ends at offset {shard.size_bytes} without the zeros that end a tar: it was cut off")
-    block = shard.read(BLOCK)
-    if not any(block):
-        return None
-    try:
-        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-    except (tarfile.HeaderError, ValueError) as error:
-        raise BadTar(f"the bytes at offset {at} are no tar header ({error})") from None
-    if header.size < 0:
-        raise BadTar(f"the header at offset {at} claims {header.size} bytes")
-    return header
-
-
-def read_extension(shard: ShardBytes, header: tarfile.TarInfo, end: int) -> bytes:
-    """The long name, or the fields, that a header of its own brings for the next one."""
-    padded = -(-header.size // BLOCK) * BLOCK
-    if header.size > LONGEST_EXTENSION or shard.position + padded > min(end, shard.size_bytes):
-        raise BadTar(f"the header before offset {shard.position} claims a name or fields of {header.size} bytes")
-    return shard.read(padded)[: header.size]
-
-
-def sparse(at: int) -> BadTar:
+def sparse(offset: int) -> BadTar:
     return BadTar(
-        f"the member at offset {at} is a sparse file, of which not all bytes are stored; write the tar without them"
+        f"the member at offset {offset} is a sparse file, of which not all bytes are stored; write the tar without them"
     )
 
 
@@ -164,15 +168,15 @@ def kind_of(header: tarfile.TarInfo) -> str:
     return "file" if header.isreg() else "special file"
 
 
-def pax_fields(content: bytes, at: int) -> dict[str, str]:
-    """{name: value} of lines "LENGTH name=value", the length being the line's own."""
+def pax_fields(content: bytes, offset: int) -> dict[str, str]:
+    """{name: value} of lines "LENGTH name=value", where LENGTH is the line's own."""
     fields, place = {}, 0
     while place < len(content) and content[place]:
         match = re.match(rb"(\d{1,8}) ([^=]+)=", content[place:])
         length = int(match[1]) if match else 0
         line = content[place : place + length]
         if match is None or length <= match.end() or len(line) < length or not line.endswith(b"\n"):
-            raise BadTar(f"the extended header at offset {at} is damaged")
+            raise BadTar(f"the extended header at offset {offset} is damaged")
         fields[as_text(match[2])] = as_text(line[match.end() : -1])
         place += length
     return fields

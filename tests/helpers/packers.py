@@ -12,7 +12,7 @@ import webdataset as wds
 from videos import TINY
 
 from shards.packing.entries import Listing
-from shards.packing.pack import Plan, finish_packing, open_target, pack_shard, plan_packing
+from shards.packing.pack import Plan, finish_packing, pack_shard, plan_packing, shards_to_pack
 from shards.video import Packing
 
 WebDataset: Any = wds.WebDataset  # pyright: ignore[reportAttributeAccessIssue]  # looked up when asked for
@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def run(plan: Plan) -> list[str]:
     """Packs what is still to be packed; the names of those shards."""
-    waiting = open_target(plan)
+    waiting = shards_to_pack(plan)
     for shard in waiting:
         for _ in pack_shard(plan.url, shard, plan.classes):
             pass
@@ -40,11 +40,11 @@ def run(plan: Plan) -> list[str]:
 
 PACKER = """
 import pickle, sys
-from shards.pack import finish_packing, open_target, pack_shard
+from shards.packing.pack import finish_packing, shards_to_pack, pack_shard
 with open(sys.argv[1], "rb") as file:
     plan = pickle.load(file)
 print("ready", flush=True)
-for shard in open_target(plan):
+for shard in shards_to_pack(plan):
     for video in pack_shard(plan.url, shard, plan.classes):
         print(video.name, flush=True)
 finish_packing(plan)
@@ -58,5 +58,5 @@ def start_packer(plan: Plan, folder: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-c", PACKER, str(folder / "plan")],
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "TMPDIR": str(folder)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TMPDIR": str(folder)},
     )

@@ -14,7 +14,7 @@ def packing_job(
     videos: Path, out: str | Path, workers: int = 0, flow: FlowMethod = "none", **options
 ) -> make_shards.MakeShards:
     return make_shards.MakeShards(
-        source=Folder(videos=videos, val_share=0.17, test_share=0.17),
+        source=Folder(videos=videos, val_fraction=0.17, test_fraction=0.17),
         out=str(out),
         packing=Packing(width=SIZE, height=SIZE, flow=flow),
         videos_per_shard=5,

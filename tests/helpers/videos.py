@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shards.packing.entries import Entry, Listing
-from shards.packing.pack import finish_packing, open_target, pack_shard, plan_packing
+from shards.packing.pack import finish_packing, pack_shard, plan_packing, shards_to_pack
 from shards.video import Packing
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -89,7 +89,7 @@ def listing_of(folder: Path, frames: Sequence[int], splits: Sequence[str] = ("tr
 def pack(folder: Path, listing: Listing, packing: Packing = TINY, videos_per_shard: int = 3) -> Path:
     """Packs a listing in this process and gives back the folder."""
     plan = plan_packing(folder, listing, packing, videos_per_shard, seed=0, source={"kind": "tests"})
-    for shard in open_target(plan):
+    for shard in shards_to_pack(plan):
         for _ in pack_shard(plan.url, shard, plan.classes):
             pass
     finish_packing(plan)

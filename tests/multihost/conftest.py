@@ -31,7 +31,7 @@ def packed(machines: Cluster, videos: Path) -> tuple[str, int]:
     """The log of the job that packed the videos into SHARDS, and on how many machines it did so."""
     job = machines.submit([
         "python", "-m", "jobs.make_shards", "--out", SHARDS, "--width", "40", "--height", "40", "--videos-per-shard", "5",
-        "--workers", "3", "folder", "--videos", str(videos), "--val-share", "0.17", "--test-share", "0.17",
+        "--workers", "3", "folder", "--videos", str(videos), "--val-fraction", "0.17", "--test-fraction", "0.17",
     ])  # fmt: skip
     assert machines.wait(job) == "SUCCEEDED", machines.logs(job)
     return machines.logs(job), machines.machines_of_tasks("pack_shard")

@@ -379,7 +379,7 @@ def test_videos_that_were_packed_anew_meanwhile_are_refused(tmp_path):
     [shard] = open_encoding(videos, tmp_path / "out", ENCODER).left
     shutil.rmtree(videos)
     shutil.move(captioned_set(tmp_path / "two", FRAMES[:3], COUNTS[:3]), videos)
-    with pytest.raises(BadShards, match="packed anew since its encoding was begun; begin again"):
+    with pytest.raises(BadShards, match="was packed again after its encoding had started; start the encoding again"):
         next(encode_shard(videos, tmp_path / "out", shard, SEGMENTS, 3, mean_luma))
 
 
@@ -405,8 +405,8 @@ def one_shard(packed: Path, out: Path, network: Any, **options: Any) -> list[int
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (lambda planes, _: mean_luma(planes, _)[:, :, :2], r"vectors \(2, 4, 2\), of 2 videos: wanted \(2, 4, 3\)"),
-        (lambda planes, _: mean_luma(planes, _)[:1], r"vectors \(1, 4, 3\), of 2 videos: wanted \(2, 4, 3\)"),
+        (lambda planes, _: mean_luma(planes, _)[:, :, :2], r"vectors \(2, 4, 2\) of 2 videos; expected \(2, 4, 3\)"),
+        (lambda planes, _: mean_luma(planes, _)[:1], r"vectors \(1, 4, 3\) of 2 videos; expected \(2, 4, 3\)"),
         (lambda planes, _: mean_luma(planes, _) * np.inf, r"[ab]-video_\d\d: vectors that are not finite numbers"),
     ],
 )
@@ -539,7 +539,7 @@ def test_vectors_much_longer_than_they_can_be_are_not_read_into_memory(folder):
         add(file, f"{sample.key}.npy", bytes(5000))
     (folder / sample.shard).write_bytes(tar.getvalue() + content[len(tar.getvalue()) :])
     reindex(folder, "train", {sample.key: {"video_size": 5000}})
-    assert f"{sample.key} at offset 512: vectors: 5,000 bytes: wanted 48 behind a header" in "\n".join(faults(folder))
+    assert f"{sample.key} at offset 512: vectors: 5,000 bytes; expected 48 behind a header" in "\n".join(faults(folder))
 
 
 def test_info_says_that_these_are_vectors_and_by_what(vectors, packed, tmp_path, capsys):

@@ -193,12 +193,12 @@ sys.meta_path.insert(0, Absent())
 import torch
 from cluster.runs import load_best
 from jobs.recogniser import Recogniser
-from shards.isolated import VideoPacker
+from shards.packing.sandbox import Sandbox
 from shards.video import Limits
 from pathlib import Path
 
 recogniser = Recogniser.of(load_best(sys.argv[1]), torch.device("cpu"))
-with VideoPacker(Limits()) as packer:
+with Sandbox(Limits()) as packer:
     found = recogniser.recognise(packer.store(Path(sys.argv[2]), recogniser.packing), clips=3, views=5)
 print(*found.probability.tolist())
 """

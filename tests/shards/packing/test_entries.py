@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.packing.entries import Entry, finish, hold_out
+from shards.packing.entries import Entry, hold_out, make_listing
 from shards.packing.sources import Csv, Folder
 
 
@@ -30,7 +30,7 @@ def groups_of(entries):
 
 
 def entry_of(name, *, label="a", split="train", group=None):
-    return Entry(path=Path(name), name=name, key="", label=label, split=split, group=group or name)
+    return Entry(path=Path(name), name=name, label=label, split=split, group=group or name)
 
 
 def table(folder: Path, *lines: str) -> Path:
@@ -43,13 +43,13 @@ def table(folder: Path, *lines: str) -> Path:
 
 
 def test_keys_are_the_path_without_dots():
-    listing = finish(("a",), [entry_of("YoYo/v_YoYo_g01_c01.avi"), entry_of("x/v_1.0_clip.mp4")])
+    listing = make_listing(("a",), [entry_of("YoYo/v_YoYo_g01_c01.avi"), entry_of("x/v_1.0_clip.mp4")])
     assert [entry.key for entry in listing.entries] == ["YoYo-v_YoYo_g01_c01", "x-v_1_0_clip"]
 
 
 def test_names_that_would_share_a_key_get_their_own():
     names = ["x/a.b.avi", "x/a_b.avi", "x-a_b.avi", "x/a_b.mp4", "y/c.avi"]
-    keys = [entry.key for entry in finish(("a",), map(entry_of, names)).entries]
+    keys = [entry.key for entry in make_listing(("a",), map(entry_of, names)).entries]
     assert len(set(keys)) == 5
     assert keys[4] == "y-c"
     assert all(re.fullmatch(r"x-a_b-[0-9a-f]{8}", key) for key in keys[:4])
@@ -57,7 +57,7 @@ def test_names_that_would_share_a_key_get_their_own():
 
 def test_a_part_and_a_whole_file_of_its_name_get_their_own_keys():
     part = replace(entry_of("x_000001_000002.avi"), path=Path("x.avi"), start_seconds=1.0, end_seconds=2.0)
-    keys = [entry.key for entry in finish(("a",), [part, entry_of("x_000001_000002.avi")]).entries]
+    keys = [entry.key for entry in make_listing(("a",), [part, entry_of("x_000001_000002.avi")]).entries]
     assert len(set(keys)) == 2
     assert all(re.fullmatch(r"x_000001_000002-[0-9a-f]{8}", key) for key in keys)
 
@@ -84,7 +84,7 @@ def test_parts_of_files_have_unique_names_and_keys(parts):
 @given(names=st.sets(st.text(st.sampled_from("ab._-/é \n日"), min_size=1, max_size=6), min_size=1, max_size=30))
 def test_keys_are_unique_and_hold_nothing_that_a_reader_could_cut_at(names):
     entries = [replace(entry_of(name), path=Path(f"/{number}")) for number, name in enumerate(names)]
-    keys = [entry.key for entry in finish(("a",), entries).entries]
+    keys = [entry.key for entry in make_listing(("a",), entries).entries]
     assert len(set(keys)) == len(names)
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", key) for key in keys)
 
@@ -95,12 +95,12 @@ def test_keys_are_unique_and_hold_nothing_that_a_reader_could_cut_at(names):
 @settings(deadline=None)
 @given(
     videos=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12)), min_size=1, max_size=80),
-    share=st.floats(0, 0.99),
+    fraction=st.floats(0, 0.99),
     seed=st.integers(0, 100),
 )
-def test_held_out_groups_are_whole_and_about_the_share_of_each_stratum(videos, share, seed):
+def test_held_out_groups_are_whole_and_about_the_fraction_of_each_stratum(videos, fraction, seed):
     entries = [entry_of(f"{i}.avi", label=label, group=f"g{group}") for i, (label, group) in enumerate(videos)]
-    after = hold_out(entries, "val", share, seed)
+    after = hold_out(entries, "val", fraction, seed)
 
     assert [entry.name for entry in after] == [entry.name for entry in entries]
     groups = groups_of(after)
@@ -111,15 +111,15 @@ def test_held_out_groups_are_whole_and_about_the_share_of_each_stratum(videos, s
     strata = defaultdict(set)
     for group, labels in classes_of.items():
         strata[frozenset(labels)].add(group)
-    for labels in [labels for labels in strata if len(labels) > 1 and round(share * len(strata[labels])) == 0]:
+    for labels in [labels for labels in strata if len(labels) > 1 and round(fraction * len(strata[labels])) == 0]:
         strata["several classes"] |= strata.pop(labels)
     for members in strata.values():
         held = members & groups["val"]
-        if share == 0 or len(members) == 1:
+        if fraction == 0 or len(members) == 1:
             assert not held
         else:
             assert 1 <= len(held) < len(members)
-            assert abs(len(held) - share * len(members)) <= 1
+            assert abs(len(held) - fraction * len(members)) <= 1
 
 
 def test_groups_of_rare_sets_of_classes_are_drawn_together():
@@ -138,14 +138,16 @@ def test_videos_outside_training_are_never_held_out():
 @settings(max_examples=30, deadline=None)
 @given(
     videos=st.sets(st.tuples(st.sampled_from(["a", "b", "c"]), st.integers(0, 9), st.integers(0, 3)), min_size=1),
-    val_share=st.floats(0, 0.4),
-    test_share=st.floats(0, 0.5),
+    val_fraction=st.floats(0, 0.4),
+    test_fraction=st.floats(0, 0.5),
     seed=st.integers(0, 5),
 )
-def test_no_group_of_a_folder_is_ever_in_two_splits(videos, val_share, test_share, seed):
+def test_no_group_of_a_folder_is_ever_in_two_splits(videos, val_fraction, test_fraction, seed):
     with tempfile.TemporaryDirectory() as folder:
         touch(Path(folder), *(f"{label}/r{group}_{clip}.avi" for label, group, clip in videos))
-        source = Folder(videos=Path(folder), group=r"r(\d)", val_share=val_share, test_share=test_share, seed=seed)
+        source = Folder(
+            videos=Path(folder), group=r"r(\d)", val_fraction=val_fraction, test_fraction=test_fraction, split_seed=seed
+        )
         entries = source.entries().entries
     assert len(entries) == len(videos)
     groups = groups_of(entries)

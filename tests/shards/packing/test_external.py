@@ -27,10 +27,18 @@ from jobs.inspect_shards.index import MakeIndex
 from shards.dataset import read_dataset
 from shards.index import Index
 from shards.packing.decode_source import decode_source
-from shards.packing.duplicates import Repeats
-from shards.packing.external import classes_from, finish_index, open_target, parse_rules, plan_index, split_of, tars_of
+from shards.packing.duplicates import Duplicates
+from shards.packing.external import (
+    classes_from,
+    find_tars,
+    finish_external,
+    parse_rules,
+    plan_external,
+    split_of,
+    tars_to_scan,
+)
 from shards.packing.external_scan import key_and_suffix, scan_tar
-from shards.packing.tar_reader import BadTar, ShardBytes, read_member
+from shards.packing.tar_reader import BadTar, TarReader
 from shards.reading.clips import ClipConfig
 from shards.reading.order import Order
 from shards.reading.stream import evaluation_batches, train_batches
@@ -187,8 +195,8 @@ def test_the_last_line_says_what_reading_costs_and_where_val_is(made, tmp_path, 
     assert index(tmp_path)[0] == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("indexed 2 videos with 2 classes (train 2, val 0, test 0) in 2 tars")
-    assert "no tar is of val, which jobs.train needs: say --val-shards N or --split-of" in last
-    assert "a random clip of 10 frames decodes 8 frames of these videos, about 18 where jobs.make_shards" in last
+    assert "no tar is in val, which jobs.train needs: use --val-shards N or --split-of" in last
+    assert "a random clip of 10 frames decodes 8 frames of these videos, about 18 if jobs.make_shards" in last
     with pytest.raises(BadShards, match=r"holds a packing, or an index of other tars or settings .* --out, or delete"):
         index(tmp_path, val_shards=1)
     (tmp_path / "dataset.json").unlink()
@@ -225,7 +233,7 @@ def test_tars_of_a_web_server_are_indexed_by_their_names(tars, indexed, tmp_path
         names = (f"{server.url}/train-{{000000..000002}}.tar", f"{server.url}/val/000.tar")
         assert index(*names, out=str(tmp_path / "index"))[1]["tars_at"] == server.url
         same_as_in_the_folder(str(tmp_path / "index"), indexed)
-        with pytest.raises(BadUrl, match=r"a web server cannot be written to; say with --out where"):
+        with pytest.raises(BadUrl, match=r"a web server cannot be written to; name a place for the index with --out"):
             index(*names)
         with pytest.raises(BadUrl, match=r"a web server lists no files; name the tars, as in 'http://.*train-\{000000"):
             index(server.url)
@@ -313,12 +321,12 @@ def test_numbers_and_names_together_want_a_list_and_what_was_read_is_kept(made, 
     ]
     write_tar(folder / "train.tar", *samples(made, 0, 1), *named)
     with pytest.raises(
-        BadShards, match=r"some labels are numbers \(as 0\), some are names \(as fly\); say with --classes"
+        BadShards, match=r"some labels are numbers \(such as 0\), some are names \(such as fly\); use --classes"
     ):
         index(folder)
     file.write_text("fly\r\nrun\n")
-    plan = plan_index([str(folder)], None, SMALL, classes=("fly", "run"))
-    assert open_target(plan) == []
+    plan = plan_external([str(folder)], None, SMALL, classes=("fly", "run"))
+    assert tars_to_scan(plan) == []
     index(folder, classes=file)
     train = Index(folder, "train")
     assert train.info.classes == ("fly", "run")
@@ -389,7 +397,7 @@ def test_rules_come_before_names_and_the_first_one_that_fits_counts():
         "none", "test", "val", "val",
     ]  # fmt: skip
     for wrong in ("train", "=train", "x=dev", ""):
-        with pytest.raises(ValueError, match=r"wanted PATTERN=train, val, test or none"):
+        with pytest.raises(ValueError, match=r"expected PATTERN=train, val, test or none"):
             parse_rules([wrong])
 
 
@@ -397,13 +405,13 @@ def test_tars_are_found_by_folder_pattern_and_name(tmp_path, monkeypatch):
     for name in ("b/train-0.tar", "b/train-1.tar", "val.tar", "notes.txt", ".hidden.tar", ".packing/x.tar"):
         write_tar(tmp_path / name)
     everything = ["b/train-0.tar", "b/train-1.tar", "val.tar"]
-    assert tars_of([str(tmp_path)]) == (str(tmp_path), everything)
-    assert tars_of([f"{tmp_path}/b/train-{{0..1}}.tar", f"{tmp_path}/val.tar"]) == (str(tmp_path), everything)
-    assert tars_of([f"{tmp_path}/b/train-{{0..1}}.tar"]) == (f"{tmp_path}/b", ["train-0.tar", "train-1.tar"])
+    assert find_tars([str(tmp_path)]) == (str(tmp_path), everything)
+    assert find_tars([f"{tmp_path}/b/train-{{0..1}}.tar", f"{tmp_path}/val.tar"]) == (str(tmp_path), everything)
+    assert find_tars([f"{tmp_path}/b/train-{{0..1}}.tar"]) == (f"{tmp_path}/b", ["train-0.tar", "train-1.tar"])
     monkeypatch.chdir(tmp_path / "b")
-    assert tars_of(["train-0.tar"]) == (f"{tmp_path}/b", ["train-0.tar"])
-    assert tars_of(["s3://bucket/{a,b}/train.tar"]) == ("s3://bucket", ["a/train.tar", "b/train.tar"])
-    assert tars_of(["http://host/train.tar"]) == ("http://host", ["train.tar"])
+    assert find_tars(["train-0.tar"]) == (f"{tmp_path}/b", ["train-0.tar"])
+    assert find_tars(["s3://bucket/{a,b}/train.tar"]) == ("s3://bucket", ["a/train.tar", "b/train.tar"])
+    assert find_tars(["http://host/train.tar"]) == ("http://host", ["train.tar"])
 
 
 @pytest.mark.parametrize(
@@ -411,26 +419,26 @@ def test_tars_are_found_by_folder_pattern_and_name(tmp_path, monkeypatch):
     [
         (["pipe:cat train.tar"], r"pipe:\.\.\.: not a place for shards"),
         (["pipe:curl -s http://host/train-{0..9}.tar"], r"pipe:\.\.\.: not a place for shards"),
-        (["http://a/train.tar", "http://b/train.tar"], "wanted tars of one server or bucket"),
-        (["http://a/train.tar", "s3://a/train.tar"], "wanted tars of one server or bucket"),
+        (["http://a/train.tar", "http://b/train.tar"], "expected tars of one server or bucket"),
+        (["http://a/train.tar", "s3://a/train.tar"], "expected tars of one server or bucket"),
         (["http://a/train.tar?token=secret"], r"http://a/train\.tar: the URL holds credentials"),
-        (["/data/a.tar", "/data/folder"], r"/data/folder: wanted one folder, or files that end in \.tar"),
-        (["/data/a.tar.gz", "/data/b.tar.gz"], r"wanted one folder, or files that end in \.tar"),
+        (["/data/a.tar", "/data/folder"], r"/data/folder: expected one folder, or files that end in \.tar"),
+        (["/data/a.tar.gz", "/data/b.tar.gz"], r"expected one folder, or files that end in \.tar"),
     ],
 )
 def test_places_that_are_none_are_refused(urls, message):
     with pytest.raises(BadUrl, match=message):
-        tars_of(urls)
+        find_tars(urls)
 
 
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        ([], {}, "a folder of tars is wanted, none found"),
-        (["train.tar.gz"], {}, "1 compressed ones found; unpack them to .tar"),
-        (["000.tar", "train.tar"], {}, r"1 of 2 tars are of no split, the first: 000\.tar; begin their names"),
-        (["train.tar"], {"val_shards": 1}, "--val-shards 1: wanted fewer than the 1 tars of train"),
-        (["train.tar"], {"val_shards": -1}, "--val-shards -1: wanted"),
+        ([], {}, "found no tars; expected a folder of tars"),
+        (["train.tar.gz"], {}, "found 1 compressed tars; unpack them to .tar"),
+        (["000.tar", "train.tar"], {}, r"1 of 2 tars have no split, the first: 000\.tar; begin their names"),
+        (["train.tar"], {"val_shards": 1}, "--val-shards 1: expected fewer than the 1 tars of train"),
+        (["train.tar"], {"val_shards": -1}, "--val-shards -1: expected"),
         (["train.tar"], {"rules": [("*", "none")]}, "no tars"),
     ],
 )
@@ -438,7 +446,7 @@ def test_tars_of_which_no_data_set_can_be_made_are_refused(names, options, messa
     for name in names:
         write_tar(tmp_path / name)
     with pytest.raises(BadShards, match=message):
-        plan_index([str(tmp_path)], None, SMALL, **options)
+        plan_external([str(tmp_path)], None, SMALL, **options)
 
 
 def test_a_place_that_holds_a_packing_is_left_as_it_is(shards):
@@ -454,25 +462,25 @@ def test_a_place_that_holds_a_packing_is_left_as_it_is(shards):
 def test_an_interrupted_indexing_goes_on_where_it_was(tars, indexed, tmp_path):
     copy = shutil.copytree(tars, tmp_path / "tars", ignore=shutil.ignore_patterns("*.arrow", "*.json*"))
     (copy / "other.partial").touch()  # somebody's own
-    plan = plan_index([str(copy)], None, SMALL)
-    first, *others = open_target(plan)
+    plan = plan_external([str(copy)], None, SMALL)
+    first, *others = tars_to_scan(plan)
     list(scan_tar(plan.tars_at, plan.out, first, plan.packing, Limits()))
     stopped = scan_tar(plan.tars_at, plan.out, others[0], plan.packing, Limits())
     next(stopped)
     stopped.close()  # pyright: ignore[reportAttributeAccessIssue]  # a generator
-    assert open_target(plan) == others
+    assert tars_to_scan(plan) == others
     index(copy)
     assert Index(copy, "train").samples(range(9)) == Index(indexed, "train").samples(range(9))
     assert sorted(path.name for path in copy.iterdir()) == sorted(
         [*(path.name for path in indexed.iterdir()), "other.partial"]
     )
-    assert finish_index(plan) == read_dataset(open_store(copy))
-    assert open_target(plan) == []
+    assert finish_external(plan) == read_dataset(open_store(copy))
+    assert tars_to_scan(plan) == []
 
 
 def test_tars_that_have_changed_since_are_not_mixed_with_what_was_read(made, tmp_path):
     write_tar(tmp_path / "train-0.tar", *samples(made, 0))
-    open_target(plan_index([str(tmp_path)], None, SMALL))
+    tars_to_scan(plan_external([str(tmp_path)], None, SMALL))
     write_tar(tmp_path / "train-0.tar", *samples(made, 0, 1, 2, 3, 4, 5, 6))
     with pytest.raises(BadShards, match=r"index of other tars .* delete dataset\.json and \.packing there"):
         index(tmp_path)
@@ -514,20 +522,20 @@ def test_samples_that_cannot_be_used_are_left_out_with_the_reason(made, tmp_path
     wanted = {
         "cut": "header promises|does not decode|not a video",
         "text": "not a video that ffmpeg reads",
-        "empty": ".mp4 has 0 bytes: wanted at least 1",
-        "bare": r"no video among its members \(.cls .npy\); wanted one of .mp4 .avi",
+        "empty": ".mp4 has 0 bytes; expected at least 1",
+        "bare": r"no video among its members \(.cls .npy\); expected one of .mp4 .avi",
         "mute": "neither a label nor a caption",
         "two": r"two videos, the second at offset \d+",
-        "word": ".cls holds 'run': wanted a number",
-        "negative": ".cls holds '-1': wanted a number",
-        "huge": "label 123456789: wanted 0 to 99999",
+        "word": ".cls holds 'run'; expected a number",
+        "negative": ".cls holds '-1'; expected a number",
+        "huge": "label 123456789; expected 0 to 99999",
         "list": ".json holds a list; expected an object",
         "json": ".json is not JSON",
         "deep": ".json is not JSON",
-        "true": ".json has the label true: wanted a number or a class's name",
-        "long": r".json has 1048577 bytes: wanted at most 1048576",
-        "bell": r".json has the class 'ding\\x07': wanted a name without control characters",
-        "half": r".json has the class '\\ud800': wanted a name",
+        "true": ".json has the label true; expected a number or a class's name",
+        "long": r".json has 1048577 bytes; expected at most 1048576",
+        "bell": r".json has the class 'ding\\x07'; expected a name without control characters",
+        "half": r".json has the class '\\ud800'; expected a name",
         "latin": "captions are not UTF-8",
         "caption": "no label, where others have one",
         "000": "this key was there before; the members of a sample must lie together",
@@ -589,18 +597,18 @@ def test_hostile_names_links_devices_and_pickles_harm_nothing(made, tmp_path, ca
     }
     assert [sample.key for sample in Index(folder, "train").samples(range(2))] == ["trap", "./dot/good"]
     reasons = [reason.split(": ", 1)[1] for reason in rejected(folder).values()]
-    leads = "leads out of its folder; wanted one without .. and without / at its beginning"
+    leads = "leads out of its folder; expected one without .. and without / at its beginning"
     assert reasons == [
         f"the name ../../up.avi {leads}",
         f"the name /root.avi {leads}",
         r"the name x\x1b[2Jy.avi has control characters in it",
         r"the name new\nline.avi has control characters in it",
         r"the name latin\udce9.avi is not UTF-8",
-        "a name of 2004 characters: wanted at most 1000",
-        ".avi is a link: wanted a file",
-        ".avi is a link: wanted a file",
-        ".avi is a special file: wanted a file",
-        ".avi is a special file: wanted a file",
+        "a name of 2004 characters; expected at most 1000",
+        ".avi is a link; expected a file",
+        ".avi is a link; expected a file",
+        ".avi is a special file; expected a file",
+        ".avi is a special file; expected a file",
         reasons[10],
     ]
     assert reasons[10].startswith("two videos, the second at offset")
@@ -654,7 +662,7 @@ def header(name: str, size: int) -> bytes:
 def test_a_data_set_of_which_nothing_is_left_is_an_error_that_names_the_list_of_reasons(tmp_path):
     write_tar(tmp_path / "train.tar", ("0.avi", b"x"), ("0.cls", b"0"))
     for _ in range(2):  # and again, when run again
-        with pytest.raises(BadShards, match=r"none of the 1 samples can be used; the reasons are in .*rejected\.jsonl"):
+        with pytest.raises(BadShards, match=r"none of the 1 videos can be used; the reasons are in .*rejected\.jsonl"):
             index(tmp_path)
     assert not (tmp_path / "dataset.json").exists()
 
@@ -664,9 +672,9 @@ def test_a_data_set_of_which_nothing_is_left_is_an_error_that_names_the_list_of_
 
 def members_of(folder: Path, name: str) -> list[tuple[str, str, int, int]]:
     path = folder / name
-    with closing(ShardBytes(FolderStore(folder), name, path.stat().st_size)) as shard:
+    with closing(TarReader(FolderStore(folder), name, path.stat().st_size)) as shard:
         found = []
-        while (member := read_member(shard, shard.size_bytes)) is not None:
+        while (member := shard.next_member()) is not None:
             found.append((member.name, member.kind, member.offset, member.size_bytes))
             shard.skip_to(min(member.end, shard.size_bytes))
         assert shard.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -755,10 +763,10 @@ def test_keys_are_those_of_webdataset_but_for_hidden_files(name):
 
 
 @given(texts=st.lists(st.text(st.sampled_from("abc"), max_size=3), max_size=60), cut=st.integers(0, 60))
-def test_repeats_are_found_as_by_counting(texts, cut):
-    with Repeats() as repeats:
-        repeats.add(texts[:cut], range(len(texts[:cut])))
-        repeats.add(texts[cut:], np.arange(len(texts[:cut]), len(texts)))
-        found = sorted(repeats.found())
+def test_duplicates_are_found_as_by_counting(texts, cut):
+    with Duplicates() as duplicates:
+        duplicates.add(texts[:cut], range(len(texts[:cut])))
+        duplicates.add(texts[cut:], np.arange(len(texts[:cut]), len(texts)))
+        found = sorted(duplicates.found())
     places = {text: [number for number, each in enumerate(texts) if each == text] for text in texts}
     assert found == sorted(numbers for numbers in places.values() if len(numbers) > 1)

@@ -19,7 +19,7 @@ from videos import TINY, frame_numbers, lavfi_video, listing_of, numbered_planes
 from shards.dataset import read_dataset
 from shards.index import Index
 from shards.packing.entries import SPLITS, Listing
-from shards.packing.pack import finish_packing, open_target, pack_shard
+from shards.packing.pack import finish_packing, pack_shard, shards_to_pack
 from shards.reading.decode import read_frames
 from shards.store import BadShards, FolderStore, open_store
 from shards.video import Limits, Packing
@@ -139,7 +139,7 @@ def test_another_seed_spreads_the_videos_otherwise(listing, packed, tmp_path):
 
 def test_finished_shards_are_skipped(listing, packed, tmp_path):
     plan = plan_of(tmp_path / "shards", listing)
-    first, *others = open_target(plan)
+    first, *others = shards_to_pack(plan)
     assert len(list(pack_shard(plan.url, first, plan.classes))) == len(first.entries)
     written_at = (Path(plan.url) / first.name).stat().st_mtime_ns
 
@@ -153,7 +153,7 @@ def test_finished_shards_are_skipped(listing, packed, tmp_path):
 
 def test_a_packing_that_is_given_up_within_a_shard_leaves_nothing_half_written(listing, packed, tmp_path):
     plan = plan_of(tmp_path / "shards", listing)
-    videos = pack_shard(plan.url, open_target(plan)[0], plan.classes)
+    videos = pack_shard(plan.url, shards_to_pack(plan)[0], plan.classes)
     next(videos)
     videos.close()  # pyright: ignore[reportAttributeAccessIssue]  # a generator
     assert set(contents(Path(plan.url))) == {".packing/plan"}
@@ -218,7 +218,7 @@ def test_a_packing_that_was_killed_in_its_last_moment_is_tidied_up(packed, listi
 def test_a_folder_of_another_packing_is_refused(other, finished, listing, tmp_path):
     listing = replace(listing, entries=listing.entries[:4])
     plan = plan_of(tmp_path / "shards", listing)
-    open_target(plan)
+    shards_to_pack(plan)
     if finished:
         run(plan)
     before = contents(Path(plan.url))
@@ -230,7 +230,7 @@ def test_a_folder_of_another_packing_is_refused(other, finished, listing, tmp_pa
         "size": lambda: plan_of(Path(plan.url), replace(listing, entries=resized(listing, tmp_path))),
     }
     with pytest.raises(BadShards, match=r"shards: holds shards of other videos or other settings .* choose another"):
-        open_target(others[other]())
+        shards_to_pack(others[other]())
     assert contents(Path(plan.url)) == before
 
 
@@ -253,8 +253,8 @@ def test_missing_and_broken_videos_are_left_out_with_the_reason(tmp_path):
     paths[4].write_bytes(cut[: len(cut) // 2])
     plan = plan_of(tmp_path / "shards", listing, videos_per_shard=6)
 
-    [shard] = open_target(plan)
-    progress = {video.name: video.refused for video in pack_shard(plan.url, shard, plan.classes)}
+    [shard] = shards_to_pack(plan)
+    progress = {video.name: video.rejected for video in pack_shard(plan.url, shard, plan.classes)}
     info = finish_packing(plan)
 
     lines = [json.loads(line) for line in (Path(plan.url) / "rejected.jsonl").read_text().splitlines()]
@@ -290,9 +290,9 @@ def test_missing_videos_take_no_place_in_shards(tmp_path):
 def test_a_video_that_is_deleted_while_packing_is_left_out_with_the_reason(tmp_path):
     listing = listing_of(tmp_path / "videos", [8, 8])
     plan = plan_of(tmp_path / "shards", listing)
-    [shard] = open_target(plan)
+    [shard] = shards_to_pack(plan)
     shard.entries[1].path.unlink()
-    progress = [video.refused for video in pack_shard(plan.url, shard, plan.classes)]
+    progress = [video.rejected for video in pack_shard(plan.url, shard, plan.classes)]
     assert progress == [None, "listed, but there is no such file"]
 
 
@@ -315,7 +315,7 @@ def test_refusing_all_videos_is_an_error_that_names_the_list_of_reasons(tmp_path
         entry.path.unlink()
     plan = plan_of(tmp_path / "shards", listing)
     for _ in range(2):  # and again, when run again
-        with pytest.raises(BadShards, match=r"none of the 2 listed videos could be stored; .*rejected\.jsonl"):
+        with pytest.raises(BadShards, match=r"none of the 2 videos can be used; the reasons are in .*rejected\.jsonl"):
             run(plan)
     assert len((Path(plan.url) / "rejected.jsonl").read_text().splitlines()) == 2
     assert not (Path(plan.url) / "dataset.json").exists()
@@ -354,8 +354,8 @@ def test_a_video_that_takes_too_long_is_left_out_and_the_next_one_is_packed(tmp_
     lavfi_video(listing.entries[0].path, "-c:v", "mpeg4", source="testsrc2=size=640x480:rate=25", num_frames=3000)
     plan = plan_of(tmp_path / "shards", listing, Packing(width=640, height=480, preset="slower"))
     progress = [
-        video.refused
-        for shard in open_target(plan)
+        video.rejected
+        for shard in shards_to_pack(plan)
         for video in pack_shard(plan.url, shard, plan.classes, Limits(time_limit=3))
     ]
     assert [refused is None for refused in progress] == [False, True]
@@ -369,15 +369,15 @@ def test_a_video_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("shards.packing.sandbox.VideoPacker.store", refuse)
+    monkeypatch.setattr("shards.packing.sandbox.Sandbox.store", refuse)
     plan = plan_of(tmp_path / "shards", listing)
-    [progress, _] = pack_shard(plan.url, open_target(plan)[0], plan.classes)
-    assert progress.refused == "cannot be read (Permission denied)"
+    [progress, _] = pack_shard(plan.url, shards_to_pack(plan)[0], plan.classes)
+    assert progress.rejected == "cannot be read (Permission denied)"
 
 
 @pytest.mark.parametrize("videos_per_shard", [0, -1])
 def test_shards_of_no_videos_are_refused(videos_per_shard, listing, tmp_path):
-    with pytest.raises(ValueError, match=rf"{videos_per_shard} videos per shard: wanted at least 1"):
+    with pytest.raises(ValueError, match=rf"{videos_per_shard} videos per shard; expected at least 1"):
         plan_of(tmp_path, listing, videos_per_shard=videos_per_shard)
 
 
@@ -388,7 +388,7 @@ def test_shards_of_no_videos_are_refused(videos_per_shard, listing, tmp_path):
 def test_a_full_disk_stops_the_packing_with_a_clear_error_and_the_next_run_goes_on(listing, packed, tmp_path):
     """The temporary file leads to /dev/full, on which every write fails as on a full disk."""
     plan = plan_of(tmp_path / "shards", listing)
-    first, second, *_ = open_target(plan)
+    first, second, *_ = shards_to_pack(plan)
     list(pack_shard(plan.url, first, plan.classes))
     (Path(plan.url) / f".{second.name}.{os.getpid()}.partial").symlink_to("/dev/full")
 
@@ -426,7 +426,7 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_any_video_is_read(listi
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "shards", Path("/proc/shards")):
         with pytest.raises(OSError, match=r"exists|Not a directory|No such file|denied|not permitted"):
-            open_target(plan_of(folder, listing))
+            shards_to_pack(plan_of(folder, listing))
 
 
 def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path):

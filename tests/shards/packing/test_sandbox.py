@@ -1,6 +1,7 @@
 """A stranger's video: whatever it names, promises or does to its decoder, it is refused by name and the packing goes on."""
 
 import errno
+import json
 import os
 import selectors
 import shutil
@@ -23,8 +24,9 @@ import psutil
 import pytest
 from videos import TINY, ffmpeg, lavfi_video, numbered_planes, write_video
 
-from shards.packing import sandbox as isolated
-from shards.packing.sandbox import VideoPacker, answer, raise_as
+from shards.packing import sandbox_process
+from shards.packing.sandbox import Sandbox, raise_error_of
+from shards.packing.sandbox_process import answer
 from shards.packing.transcode import store_video
 from shards.video import BadVideo, Limits, Packing
 
@@ -34,9 +36,9 @@ SECONDS = 60  # long enough for anything that ends at all
 
 
 @pytest.fixture
-def packer() -> Iterator[VideoPacker]:
-    with VideoPacker(Limits(time_limit=SECONDS)) as packer:
-        yield packer
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(Limits(time_limit=SECONDS)) as sandbox:
+        yield sandbox
 
 
 @pytest.fixture(scope="module")
@@ -58,21 +60,21 @@ def wait_until(is_so: Callable[[], object]) -> None:
         time.sleep(0.05)
 
 
-def helper_of(packer: VideoPacker) -> psutil.Process:
-    assert packer.helper is not None
-    return psutil.Process(packer.helper.process.pid)
+def process_of(sandbox: Sandbox) -> psutil.Process:
+    assert sandbox.process is not None
+    return psutil.Process(sandbox.process.process.pid)
 
 
 @contextmanager
-def in_the_middle(packer: VideoPacker, action: Callable[[psutil.Process], object]) -> Iterator[list[psutil.Process]]:
+def in_the_middle(sandbox: Sandbox, action: Callable[[psutil.Process], object]) -> Iterator[list[psutil.Process]]:
     """Does something to the helper as soon as it encodes. Gives back the helper and its encoder, and waits for their end."""
     seen: list[psutil.Process] = []
 
     def encodes() -> bool:
         """A helper's first child asks ffmpeg for its version and is soon gone; it is not the encoder."""
-        if packer.helper is not None:
+        if sandbox.process is not None:
             with suppress(psutil.NoSuchProcess):
-                helper = helper_of(packer)
+                helper = process_of(sandbox)
                 seen[:] = [helper, *(child for child in helper.children() if "libx264" in child.cmdline())]
         return len(seen) == 2
 
@@ -96,35 +98,35 @@ def in_the_middle(packer: VideoPacker, action: Callable[[psutil.Process], object
     [(TINY, ()), (COPY, ()), (replace(TINY, flow="dis"), ()), (TINY, (0.4, 1.2))],
     ids=["plain", "copy", "flow", "segment"],
 )
-def test_a_video_is_stored_as_it_is_without_a_helper(packing, segment, video, packer):
+def test_a_video_is_stored_as_it_is_without_a_helper(packing, segment, video, sandbox):
     if packing.flow != "none":
         pytest.importorskip("cv2")
-    assert packer.store(video, packing, *segment) == store_video(video, packing, *segment)
+    assert sandbox.store(video, packing, *segment) == store_video(video, packing, *segment)
 
 
-def test_one_helper_stores_many_videos_and_refuses_some(video, tmp_path, packer):
+def test_one_helper_stores_many_videos_and_refuses_some(video, tmp_path, sandbox):
     (tmp_path / "notes.avi").write_text("not a video")
-    first = packer.store(video, TINY)
-    helper = helper_of(packer)
+    first = sandbox.store(video, TINY)
+    helper = process_of(sandbox)
     with pytest.raises(BadVideo) as theirs:
-        packer.store(tmp_path / "notes.avi", TINY)
+        sandbox.store(tmp_path / "notes.avi", TINY)
     with pytest.raises(BadVideo) as ours:
         store_video(tmp_path / "notes.avi", TINY)
     assert str(theirs.value) == str(ours.value)
-    assert packer.store(video, TINY) == first
-    assert helper_of(packer) == helper
+    assert sandbox.store(video, TINY) == first
+    assert process_of(sandbox) == helper
 
 
-def test_a_file_name_of_any_bytes_and_from_here_is_found(video, tmp_path, monkeypatch, packer):
+def test_a_file_name_of_any_bytes_and_from_here_is_found(video, tmp_path, monkeypatch, sandbox):
     monkeypatch.chdir(tmp_path)
     path = Path(os.fsdecode(b'caf\xe9 "\n\\.avi'))
     shutil.copy(video, path)
-    assert packer.store(path, TINY).num_frames == 40
+    assert sandbox.store(path, TINY).num_frames == 40
 
 
-def test_a_missing_file_is_an_error_of_the_file(tmp_path, packer):
+def test_a_missing_file_is_an_error_of_the_file(tmp_path, sandbox):
     with pytest.raises(FileNotFoundError) as caught:
-        packer.store(tmp_path / "none.avi", TINY)
+        sandbox.store(tmp_path / "none.avi", TINY)
     assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(tmp_path / "none.avi"))
 
 
@@ -135,35 +137,35 @@ def test_a_missing_file_is_an_error_of_the_file(tmp_path, packer):
         (PermissionError(errno.EACCES, "Permission denied", "x"), PermissionError, "Permission denied: 'x'"),
         (OSError("ffmpeg ended with status 1"), OSError, "^ffmpeg ended with status 1$"),
         (BadVideo("the file is empty"), BadVideo, "^the file is empty$"),
-        (KeyError("fps"), RuntimeError, r"(?s)in the helper process:.*test_isolated.py.*KeyError: 'fps'"),
+        (KeyError("fps"), RuntimeError, r"(?s)in the sandbox process:.*test_sandbox.py.*KeyError: 'fps'"),
     ],
 )
 def test_an_error_reaches_the_caller_as_what_it_is(error, kind, message, monkeypatch):
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(isolated, "store_video", fail)
+    monkeypatch.setattr(sandbox_process, "store_video", fail)
     reply, video, flow = answer({"path": "x", "packing": {}})
     assert (video, flow) == (b"", b"")
     with pytest.raises(kind, match=message) as caught:
-        raise_as(isolated.json.loads(reply))
+        raise_error_of(json.loads(reply))
     assert getattr(caught.value, "errno", None) == getattr(error, "errno", None)
 
 
-def test_a_request_that_the_helper_does_not_understand_is_a_fault_of_ours(video, packer):
-    packer.store(video, TINY)
-    reply, *_ = packer.ask({"nonsense": 1}, SECONDS)
+def test_a_request_that_the_helper_does_not_understand_is_a_fault_of_ours(video, sandbox):
+    sandbox.store(video, TINY)
+    reply, *_ = sandbox.ask({"nonsense": 1}, SECONDS)
     with pytest.raises(RuntimeError, match="KeyError: 'path'"):
-        raise_as(reply)
+        raise_error_of(reply)
 
 
-def test_a_helper_that_does_not_start_is_a_fault_of_ours(video, packer, monkeypatch):
+def test_a_helper_that_does_not_start_is_a_fault_of_ours(video, sandbox, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(RuntimeError, match=r"did not start .1."):
-        packer.store(video, TINY)
+        sandbox.store(video, TINY)
 
 
-def test_a_helper_is_told_no_credentials(video, packer, monkeypatch):
+def test_a_helper_is_told_no_credentials(video, sandbox, monkeypatch):
     secrets = (
         "AWS_SECRET_ACCESS_KEY",
         "GOOGLE_APPLICATION_CREDENTIALS",
@@ -173,8 +175,8 @@ def test_a_helper_is_told_no_credentials(video, packer, monkeypatch):
     )
     for name in (*secrets, "COLUMNS"):
         monkeypatch.setenv(name, "here")
-    packer.store(video, TINY)
-    names = psutil.Process(packer.helper.process.pid).environ()
+    sandbox.store(video, TINY)
+    names = psutil.Process(sandbox.process.process.pid).environ()
     assert "COLUMNS" in names
     assert not set(secrets) & set(names)
 
@@ -193,38 +195,38 @@ def test_a_helper_starts_without_the_libraries_of_training():
 # Decoders that crash, hang or eat memory
 
 
-def test_a_video_that_crashes_its_decoder_is_refused_and_the_next_one_is_stored(video, packer):
+def test_a_video_that_crashes_its_decoder_is_refused_and_the_next_one_is_stored(video, sandbox):
     with (
-        in_the_middle(packer, lambda helper: helper.send_signal(signal.SIGSEGV)),
+        in_the_middle(sandbox, lambda helper: helper.send_signal(signal.SIGSEGV)),
         pytest.raises(BadVideo, match=r"the decoder crashed .signal 11: Segmentation fault."),
     ):
-        packer.store(video, SLOW)
-    assert packer.store(video, TINY).num_frames == 40
+        sandbox.store(video, SLOW)
+    assert sandbox.store(video, TINY).num_frames == 40
 
 
-def test_a_helper_that_died_of_another_video_is_replaced(video, packer):
-    first = packer.store(video, TINY)
-    helper_of(packer).kill()
-    assert packer.store(video, TINY) == first
+def test_a_helper_that_died_of_another_video_is_replaced(video, sandbox):
+    first = sandbox.store(video, TINY)
+    process_of(sandbox).kill()
+    assert sandbox.store(video, TINY) == first
 
 
 def test_a_video_that_takes_for_ever_is_refused_and_the_next_one_is_stored(video):
-    with VideoPacker(Limits(time_limit=3)) as packer:
+    with Sandbox(Limits(time_limit=3)) as sandbox:
         with (
-            in_the_middle(packer, lambda helper: None),
+            in_the_middle(sandbox, lambda helper: None),
             pytest.raises(BadVideo, match=r"not done after 3 s; .*--time-limit"),
         ):
-            packer.store(video, SLOW)
-        assert packer.store(video, TINY).num_frames == 40
+            sandbox.store(video, SLOW)
+        assert sandbox.store(video, TINY).num_frames == 40
 
 
 def test_a_decoder_and_an_encoder_that_hang_are_killed(video):
     with (
-        VideoPacker(Limits(time_limit=3)) as packer,
-        in_the_middle(packer, lambda helper: [each.suspend() for each in (*helper.children(), helper)]),
+        Sandbox(Limits(time_limit=3)) as sandbox,
+        in_the_middle(sandbox, lambda helper: [each.suspend() for each in (*helper.children(), helper)]),
         pytest.raises(BadVideo, match="not done after 3 s"),
     ):
-        packer.store(video, SLOW)
+        sandbox.store(video, SLOW)
 
 
 @pytest.fixture(scope="module")
@@ -240,19 +242,19 @@ def huge(tmp_path_factory):
 
 
 def test_a_video_that_eats_memory_is_refused_and_the_next_one_is_stored(huge, video):
-    with VideoPacker(Limits(memory_limit=0.5, max_pixels=2**31 - 1)) as packer:
+    with Sandbox(Limits(memory_limit=0.5, max_pixels=2**31 - 1)) as sandbox:
         for _ in range(2):
-            with pytest.raises(BadVideo, match=r"wants more than 0\.5 GiB of memory; .*--memory-limit"):
-                packer.store(huge, TINY)
-            assert packer.store(video, TINY).num_frames == 40
+            with pytest.raises(BadVideo, match=r"needs more than 0\.5 GiB of memory; .*--memory-limit"):
+                sandbox.store(huge, TINY)
+            assert sandbox.store(video, TINY).num_frames == 40
 
 
 def test_a_killed_packing_leaves_no_process_and_no_file_behind(video, tmp_path):
     script = (
-        "import sys; from pathlib import Path; from shards.packing.sandbox import VideoPacker\n"
+        "import sys; from pathlib import Path; from shards.packing.sandbox import Sandbox\n"
         "from shards.video import Limits, Packing\n"
-        "packer = VideoPacker(Limits())\n"
-        "packer.store(Path(sys.argv[1]), Packing(width=1920, height=1080, preset='placebo'))\n"
+        "sandbox = Sandbox(Limits())\n"
+        "sandbox.store(Path(sys.argv[1]), Packing(width=1920, height=1080, preset='placebo'))\n"
     )
     root = Path(__file__).parents[3]
     task = subprocess.Popen(
@@ -268,20 +270,20 @@ def test_a_killed_packing_leaves_no_process_and_no_file_behind(video, tmp_path):
     wait_until(lambda: not any(map(is_alive, others)) and not any(tmp_path.iterdir()))
 
 
-def test_an_interrupted_packing_leaves_no_process_behind(video, packer):
+def test_an_interrupted_packing_leaves_no_process_behind(video, sandbox):
     with (
-        in_the_middle(packer, lambda helper: os.kill(os.getpid(), signal.SIGINT)),
+        in_the_middle(sandbox, lambda helper: os.kill(os.getpid(), signal.SIGINT)),
         pytest.raises(KeyboardInterrupt),
     ):
-        packer.store(video, SLOW)
-    assert packer.store(video, TINY).num_frames == 40  # and it is of use again
+        sandbox.store(video, SLOW)
+    assert sandbox.store(video, TINY).num_frames == 40  # and it is of use again
 
 
 def test_a_packer_takes_its_folder_along(video, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with VideoPacker(Limits()) as packer:
-        packer.store(video, TINY)
-        assert [path.name[:16] for path in tmp_path.iterdir()] == ["grurcn-isolated-"]
+    with Sandbox(Limits()) as sandbox:
+        sandbox.store(video, TINY)
+        assert [path.name[:15] for path in tmp_path.iterdir()] == ["grurcn-sandbox-"]
     assert not list(tmp_path.iterdir())
 
 
@@ -298,10 +300,10 @@ def changed(path: Path, target: Path, *changes: tuple[bytes, int, str, tuple[int
 
 
 @pytest.mark.parametrize("packing", [TINY, COPY])
-def test_a_header_that_promises_a_milliard_frames_is_refused(packing, video, tmp_path, packer):
+def test_a_header_that_promises_a_milliard_frames_is_refused(packing, video, tmp_path, sandbox):
     lying = changed(video, tmp_path / "lying.avi", (b"avih", 20, "<I", (10**9,)), (b"strh", 36, "<I", (10**9,)))
     with pytest.raises(BadVideo, match=r"ends after 1\.60 of the 40000000\.00 s that its header promises"):
-        packer.store(lying, packing)
+        sandbox.store(lying, packing)
 
 
 @pytest.mark.parametrize(
@@ -311,16 +313,16 @@ def test_a_header_that_promises_a_milliard_frames_is_refused(packing, video, tmp
         (100_000, "frame 1 of 2 does not decode"),  # ffmpeg itself does not believe it
     ],
 )
-def test_a_header_that_promises_huge_frames_is_refused(size, reason, tmp_path, packer):
+def test_a_header_that_promises_huge_frames_is_refused(size, reason, tmp_path, sandbox):
     raw = lavfi_video(tmp_path / "raw.avi", "-c:v", "rawvideo", "-pix_fmt", "yuv420p", num_frames=2)
     lying = changed(raw, tmp_path / "lying.avi", (b"strf", 8, "<ii", (size, size)))
     with pytest.raises(BadVideo, match=reason):
-        packer.store(lying, TINY)
+        sandbox.store(lying, TINY)
 
 
-def test_a_frame_that_is_larger_than_its_header_says_is_refused(huge, packer):
+def test_a_frame_that_is_larger_than_its_header_says_is_refused(huge, sandbox):
     with pytest.raises(BadVideo, match=r"frame 1 of 4 does not decode .Picture size 16000x14000 exceeds .* 35389440"):
-        packer.store(huge, TINY)
+        sandbox.store(huge, TINY)
 
 
 def test_frames_that_grow_in_the_middle_of_a_video_are_refused(tmp_path):
@@ -330,18 +332,18 @@ def test_frames_that_grow_in_the_middle_of_a_video_are_refused(tmp_path):
     ]
     (tmp_path / "growing.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
     assert store_video(tmp_path / "growing.h264", TINY).num_frames == 8
-    with VideoPacker(Limits(max_pixels=64 * 64)) as packer:
-        assert packer.store(parts[0], TINY).num_frames == 4
+    with Sandbox(Limits(max_pixels=64 * 64)) as sandbox:
+        assert sandbox.store(parts[0], TINY).num_frames == 4
         with pytest.raises(BadVideo, match=r"frames of 256 x 256 pixels: expected at most 4,096"):
-            packer.store(parts[1], TINY)
+            sandbox.store(parts[1], TINY)
         with pytest.raises(BadVideo, match=r"frame [1-5] does not decode"):
-            packer.store(tmp_path / "growing.h264", TINY)
+            sandbox.store(tmp_path / "growing.h264", TINY)
 
 
 @pytest.mark.parametrize(("rate", "scale"), [(0, 0), (25, 0), (0, 1), (2**32 - 1, 1), (1, 2**32 - 1)])
-def test_a_frame_rate_of_nonsense_does_no_harm(rate, scale, video, tmp_path, packer):
+def test_a_frame_rate_of_nonsense_does_no_harm(rate, scale, video, tmp_path, sandbox):
     odd = changed(video, tmp_path / "odd.avi", (b"strh", 24, "<II", (scale, rate)))
-    stored = packer.store(odd, TINY)
+    stored = sandbox.store(odd, TINY)
     assert (stored.num_frames, stored.fps) == (40, 25)
 
 
@@ -374,27 +376,27 @@ def mov(tmp_path_factory):
     return lavfi_video(tmp_path_factory.mktemp("mov") / "video.mov", "-c:v", "mjpeg", num_frames=4).read_bytes()
 
 
-def test_tables_of_a_milliard_frames_are_refused(mov, tmp_path, packer):
+def test_tables_of_a_milliard_frames_are_refused(mov, tmp_path, sandbox):
     for name, numbers in {b"stsz": (0, 100, 10**9), b"stsc": (0, 1, 1, 10**9, 1), b"stts": (0, 1, 10**9, 512)}.items():
         mov = with_box(mov, (*TABLES, name), struct.pack(f">{len(numbers)}I", *numbers))
     (tmp_path / "lying.mov").write_bytes(mov)
     with pytest.raises(BadVideo):
-        packer.store(tmp_path / "lying.mov", TINY)
+        sandbox.store(tmp_path / "lying.mov", TINY)
 
 
-def test_a_file_of_thousands_of_tracks_is_refused(mov, tmp_path, packer):
+def test_a_file_of_thousands_of_tracks_is_refused(mov, tmp_path, sandbox):
     start = mov.index(b"trak") - 4
     track = mov[start + BOX.size : start + BOX.unpack_from(mov, start)[0]]
     (tmp_path / "many.mov").write_bytes(with_box(mov, TRACK, track, copies=3000))
     with pytest.raises(BadVideo, match="not a video that ffmpeg reads"):
-        packer.store(tmp_path / "many.mov", TINY)
+        sandbox.store(tmp_path / "many.mov", TINY)
 
 
-def test_a_stream_that_no_decoder_knows_is_refused(video, tmp_path, packer):
+def test_a_stream_that_no_decoder_knows_is_refused(video, tmp_path, sandbox):
     unknown = tmp_path / "unknown.avi"
     unknown.write_bytes(video.read_bytes().replace(b"FMP4", b"?!?!"))
     with pytest.raises(BadVideo, match="no decoder for its video stream"):
-        packer.store(unknown, TINY)
+        sandbox.store(unknown, TINY)
 
 
 # Files that name others
@@ -426,13 +428,13 @@ SCRIPTS = {  # by the suffix that gives them away
 
 @pytest.mark.parametrize("target", ["http://{}/x.ts", "rtsp://{}/x", "tcp://{}", "/etc/passwd", "secret.avi"])
 @pytest.mark.parametrize("suffix", SCRIPTS)
-def test_a_script_that_points_elsewhere_is_refused(suffix, target, video, tmp_path, listener, shared_packer):
+def test_a_script_that_points_elsewhere_is_refused(suffix, target, video, tmp_path, listener, shared_sandbox):
     shutil.copy(video, tmp_path / "secret.avi")
     for name in ("innocent.avi", f"honest.{suffix}"):
         (tmp_path / name).write_text(SCRIPTS[suffix].format(target.format(address(listener))))
         for packing in (TINY, COPY):
             with pytest.raises(BadVideo, match="not a video that ffmpeg reads"):
-                shared_packer.store(tmp_path / name, packing)
+                shared_sandbox.store(tmp_path / name, packing)
 
 
 def test_a_playlist_would_connect_if_it_were_let(tmp_path):
@@ -455,9 +457,9 @@ def test_a_playlist_would_connect_if_it_were_let(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def shared_packer():
-    with VideoPacker(Limits(time_limit=SECONDS)) as packer:
-        yield packer
+def shared_sandbox():
+    with Sandbox(Limits(time_limit=SECONDS)) as sandbox:
+        yield sandbox
 
 
 def alias(target: str) -> bytes:
@@ -470,7 +472,7 @@ def alias(target: str) -> bytes:
     return struct.pack(">II", 0, 1) + BOX.pack(BOX.size + len(record), b"alis") + record
 
 
-def test_a_mov_whose_frames_are_in_another_file_is_refused(mov, tmp_path, listener, packer):
+def test_a_mov_whose_frames_are_in_another_file_is_refused(mov, tmp_path, listener, sandbox):
     secret, innocent = tmp_path / "secret.mov", tmp_path / "innocent.mov"
     secret.write_bytes(mov)
     place = (*TRACK, b"mdia", b"minf", b"dinf", b"dref")
@@ -479,13 +481,13 @@ def test_a_mov_whose_frames_are_in_another_file_is_refused(mov, tmp_path, listen
     with av.open(str(innocent), options=options) as container:  # so the reference is one that ffmpeg could follow
         assert len(list(container.decode(video=0))) == 4
     with pytest.raises(BadVideo, match="the video stream has no frames"):
-        packer.store(innocent, TINY)
+        sandbox.store(innocent, TINY)
     innocent.write_bytes(with_box(mov, place, alias(f"http://{address(listener)}/secret.mov")))
     with pytest.raises(BadVideo, match="the video stream has no frames"):
-        packer.store(innocent, TINY)
+        sandbox.store(innocent, TINY)
 
 
-def test_a_playlist_in_the_subtitles_of_an_avi_is_not_followed(tmp_path, listener, packer):
+def test_a_playlist_in_the_subtitles_of_an_avi_is_not_followed(tmp_path, listener, sandbox):
     """The GAB2 trick: ffmpeg guesses the format of what an AVI's subtitle packet holds."""
     path = tmp_path / "subtitles.avi"
     sound = ("-f", "lavfi", "-i", "sine=duration=1")
@@ -498,21 +500,21 @@ def test_a_playlist_in_the_subtitles_of_an_avi_is_not_followed(tmp_path, listene
     gab2 = b"GAB2\0" + struct.pack("<HIHI", 2, 0, 4, len(playlist)) + playlist
     data[packet : packet + size] = gab2.ljust(size, b"\n")
     path.write_bytes(data)
-    assert packer.store(path, TINY).num_frames == 20
+    assert sandbox.store(path, TINY).num_frames == 20
 
 
 @pytest.mark.parametrize(
     "name",
     ["concat:a.avi|b.avi", "subfile,,start,0,end,0,,:a.avi", "file:a.avi", "pipe:0", "%03d.avi", "*.avi", "-i.avi"],
 )
-def test_a_file_name_that_ffmpeg_would_take_for_more_is_a_name(name, video, tmp_path, monkeypatch, packer):
+def test_a_file_name_that_ffmpeg_would_take_for_more_is_a_name(name, video, tmp_path, monkeypatch, sandbox):
     monkeypatch.chdir(tmp_path)
     shutil.copy(video, name)
-    assert packer.store(Path(name), TINY).num_frames == 40
+    assert sandbox.store(Path(name), TINY).num_frames == 40
 
 
-def test_what_is_not_a_regular_file_is_refused_before_it_is_opened(tmp_path, packer):
+def test_what_is_not_a_regular_file_is_refused_before_it_is_opened(tmp_path, sandbox):
     os.mkfifo(tmp_path / "pipe.avi")
     for path in (tmp_path / "pipe.avi", tmp_path, Path("/dev/zero")):
         with pytest.raises(BadVideo, match="not a regular file"):
-            packer.store(path, TINY)
+            sandbox.store(path, TINY)

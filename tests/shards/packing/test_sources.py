@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from videos import DATA, needs_data
 
+from grurcn.data import source_type
 from shards.packing.entries import BadSource
-from shards.packing.sources import Csv, Folder, Hmdb51, Kinetics, Msvd, Source, Ucf101
+from shards.packing.sources import Csv, Folder, Hmdb51, Kinetics, Msvd, Ucf101
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -65,7 +66,7 @@ def test_ucf101_takes_the_official_split_and_holds_out_whole_groups_for_validati
     test = ucf_names("YoYo", range(1, 8)) + ucf_names("Punch", range(1, 8))
     lists = ucf_lists(tmp_path / "lists", train, test)
 
-    listing = Ucf101(videos=tmp_path, lists=lists, val_share=0.1).entries()
+    listing = Ucf101(videos=tmp_path, lists=lists, val_fraction=0.1).entries()
 
     assert listing.classes == ("Punch", "YoYo")
     assert {entry.name for entry in listing.entries if entry.split == "test"} == set(test)
@@ -88,7 +89,8 @@ def test_listed_videos_that_are_not_on_disk_stay_in_the_listing(tmp_path):
 def test_another_seed_holds_out_other_groups_and_the_same_seed_the_same(tmp_path):
     lists = ucf_lists(tmp_path / "lists", ucf_names("YoYo", range(8, 26)), [])
     held = [
-        groups_of(Ucf101(videos=tmp_path, lists=lists, seed=seed).entries().entries)["val"] for seed in (0, 0, 1, 2, 3)
+        groups_of(Ucf101(videos=tmp_path, lists=lists, split_seed=seed).entries().entries)["val"]
+        for seed in (0, 0, 1, 2, 3)
     ]
     assert held[0] == held[1]
     assert len({frozenset(groups) for groups in held}) > 1
@@ -114,9 +116,9 @@ def test_ucf101_has_three_splits_and_its_lists_must_be_there(tmp_path):
     lists = ucf_lists(tmp_path / "lists", [], [])
     with pytest.raises(BadSource, match=r"--split 4: UCF-101 has the splits 1, 2 and 3"):
         Ucf101(videos=tmp_path, lists=lists, split=4).entries()
-    with pytest.raises(BadSource, match=r"trainlist02\.txt: a file is wanted, nothing found"):
+    with pytest.raises(BadSource, match=r"trainlist02\.txt: found nothing; expected a file"):
         Ucf101(videos=tmp_path, lists=lists, split=2).entries()
-    with pytest.raises(BadSource, match=r"--lists .*nowhere: a folder is wanted, nothing found"):
+    with pytest.raises(BadSource, match=r"--lists .*nowhere: found nothing; expected a folder"):
         Ucf101(videos=tmp_path, lists=tmp_path / "nowhere").entries()
 
 
@@ -163,7 +165,7 @@ def test_hmdb51_takes_the_official_split_and_leaves_out_what_is_marked_0(tmp_pat
     )
     hmdb_lists(lists, {"climb": ["other_climb_f_cm_np6_le_goo_0.avi 1"]}, split=2)
 
-    listing = Hmdb51(videos=tmp_path, lists=lists, val_share=0).entries()
+    listing = Hmdb51(videos=tmp_path, lists=lists, val_fraction=0).entries()
 
     assert listing.classes == ("climb", "climb_stairs")
     assert [(entry.name, entry.split) for entry in listing.entries] == [
@@ -196,7 +198,7 @@ def test_a_movie_in_an_official_train_and_test_list_stays_in_both_as_two_groups(
     train, test = ([f"{hmdb_file(movie, 'run', number)} {number}" for movie in movies] for number in (1, 2))
     lists = hmdb_lists(tmp_path / "lists", {"run": train + test})
 
-    groups = groups_of(Hmdb51(videos=tmp_path, lists=lists, val_share=0.2).entries().entries)
+    groups = groups_of(Hmdb51(videos=tmp_path, lists=lists, val_fraction=0.2).entries().entries)
 
     assert {split: len(groups[split]) for split in groups} == {"train": 8, "val": 2, "test": 10}
     assert groups["train"] | groups["val"] == set(movies)
@@ -206,16 +208,18 @@ def test_a_movie_in_an_official_train_and_test_list_stays_in_both_as_two_groups(
 @settings(max_examples=30, deadline=None)
 @given(
     videos=st.sets(st.tuples(st.sampled_from("ABCDEF"), st.sampled_from(["run", "sit", "walk"]), st.integers(0, 2))),
-    share=st.floats(0, 0.9),
+    fraction=st.floats(0, 0.9),
     seed=st.integers(0, 5),
 )
-def test_no_movie_is_ever_in_train_and_val(videos, share, seed):
+def test_no_movie_is_ever_in_train_and_val(videos, fraction, seed):
     lists = defaultdict(list, {"run": [hmdb_file("Z", "run") + " 1"]})
     for number, (movie, label, part) in enumerate(sorted(videos)):
         lists[label].append(f"{hmdb_file(f'{movie}_{part}', label, number)} {number % 2 + 1}")
     with tempfile.TemporaryDirectory() as folder:
         hmdb_lists(Path(folder), lists)
-        entries = Hmdb51(videos=Path(folder), lists=Path(folder), val_share=share, seed=seed).entries().entries
+        entries = (
+            Hmdb51(videos=Path(folder), lists=Path(folder), val_fraction=fraction, split_seed=seed).entries().entries
+        )
     assert len(entries) == len(videos) + 1
     movies = {
         split: {entry.name.split("/")[1][0] for entry in entries if entry.split == split} for split in ("train", "val")
@@ -244,9 +248,9 @@ def test_hmdb51_has_three_splits_and_its_lists_must_be_there(tmp_path):
     lists = hmdb_lists(tmp_path / "lists", {"run": [hmdb_file("Movie", "run") + " 1"]})
     with pytest.raises(BadSource, match=r"--split 0: HMDB-51 has the splits 1, 2 and 3"):
         Hmdb51(videos=tmp_path, lists=lists, split=0).entries()
-    with pytest.raises(BadSource, match=r"lists: no CLASS_test_split2\.txt found; --lists wants the folder"):
+    with pytest.raises(BadSource, match=r"lists: found no CLASS_test_split2\.txt; expected the folder"):
         Hmdb51(videos=tmp_path, lists=lists, split=2).entries()
-    with pytest.raises(BadSource, match=r"--lists .*nowhere: a folder is wanted, nothing found"):
+    with pytest.raises(BadSource, match=r"--lists .*nowhere: found nothing; expected a folder"):
         Hmdb51(videos=tmp_path, lists=tmp_path / "nowhere").entries()
 
 
@@ -349,9 +353,9 @@ def test_kinetics_reads_the_folder_once_however_many_rows_there_are(tmp_path, mo
         ),
         ("yoga,x,1,11,dev", r"videos\.csv:3: split 'dev' is none of train, val, test"),
         ("sit,x,1,11,val", r"videos\.csv:3: label 'sit' is none of the 1 classes of the training rows; --classes FILE"),
-        ("yoga,#NAME?,1,11,train", r"videos\.csv:3: youtube_id '#NAME\?' is no YouTube id; wanted letters"),
+        ("yoga,#NAME?,1,11,train", r"videos\.csv:3: youtube_id '#NAME\?' is no YouTube id; expected letters"),
         ("yoga,,1,11,train", r"videos\.csv:3: youtube_id '' is no YouTube id"),
-        ("yoga,x,1,,train", r"videos\.csv:3: time_end '' is no time; seconds are wanted, from 0 on"),
+        ("yoga,x,1,,train", r"videos\.csv:3: time_end '' is no time; expected seconds, 0 or more"),
         ("yoga,x,0:01,11,train", r"videos\.csv:3: time_start '0:01' is no time"),
         ("yoga,x,-1,11,train", r"videos\.csv:3: time_start '-1' is no time"),
         ("yoga,x,1,nan,train", r"videos\.csv:3: time_end 'nan' is no time"),
@@ -376,7 +380,7 @@ def test_a_kinetics_test_table_without_a_label_column_is_refused(tmp_path):
 
 
 def test_kinetics_wants_a_table_with_its_columns(tmp_path):
-    with pytest.raises(BadSource, match=r"--table: no file given; at least one CSV file is wanted"):
+    with pytest.raises(BadSource, match=r"--table: found no file; expected at least one CSV file"):
         Kinetics(videos=tmp_path, table=()).entries()
     with pytest.raises(BadSource, match=r"videos\.csv: no column time_end, youtube_id; the header has \['label', 'id'"):
         kinetics(tmp_path, "yoga,x,1,train", header="label,id,time_start,split").entries()
@@ -424,7 +428,7 @@ def test_msvd_without_a_validation_file_holds_out_whole_youtube_videos(tmp_path)
     }
     counts = []
     for seed in (0, 0, 1):
-        groups = groups_of(Msvd(videos=tmp_path, **files, val_share=0.1, seed=seed).entries().entries)
+        groups = groups_of(Msvd(videos=tmp_path, **files, val_fraction=0.1, split_seed=seed).entries().entries)
         assert not groups["train"] & groups["val"]
         assert (len(groups["train"]), len(groups["val"]), groups["test"]) == (18, 2, {"test/t"})
         counts.append(groups["val"])
@@ -476,8 +480,8 @@ def test_a_mapping_that_names_something_twice_is_refused(line, tmp_path):
     ("content", "message"),
     [
         ('[\n{"id": "a_1_2.avi",\n]', r"train\.json:3: not JSON \("),
-        ("{}", r"train\.json: a list of videos is wanted"),
-        ("[]", r"train\.json: a list of videos is wanted"),
+        ("{}", r"train\.json: expected a list of videos"),
+        ("[]", r"train\.json: expected a list of videos"),
         ('["a_1_2.avi"]', r'train\.json: video 1 of 1 has no "id"'),
         ('[{"id": 7, "caption": ["x"]}]', r'train\.json: video 1 of 1 has no "id"'),
         ('[{"id": "a_1_2.avi"}]', r"train\.json: id 'a_1_2\.avi': no captions; .*found None"),
@@ -508,7 +512,7 @@ def test_a_video_in_two_caption_files_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "given"),
     [
-        ((), "none of them"),
+        ((), "no captions"),
         (("captions",), "--captions"),
         (("mapping",), "--mapping"),
         (("train", "mapping"), "--train, --mapping"),
@@ -516,7 +520,9 @@ def test_a_video_in_two_caption_files_is_refused(tmp_path):
     ],
 )
 def test_msvd_wants_its_splits_in_one_of_two_ways(options, given, tmp_path):
-    with pytest.raises(BadSource, match=rf"either --train, --val .* or both --captions and --mapping; given: {given}$"):
+    with pytest.raises(
+        BadSource, match=rf"msvd: found {given}; expected either --train, .* or both --captions and --mapping"
+    ):
         replace(Msvd(videos=tmp_path), **dict.fromkeys(options, tmp_path / "file")).entries()
 
 
@@ -544,7 +550,7 @@ def test_the_real_msvd_labels_give_1550_videos_and_25906_captions():
 
 def test_a_folder_gives_its_folders_as_classes_and_only_its_video_files(tmp_path):
     touch(tmp_path, "run/1.avi", "run/2.MP4", "run/more/3.mkv", "run/notes.txt", "jump/1.avi", ".cache/4.avi", "5.avi")
-    listing = Folder(videos=tmp_path, test_share=0, val_share=0).entries()
+    listing = Folder(videos=tmp_path, test_fraction=0, val_fraction=0).entries()
     assert listing.classes == ("jump", "run")
     assert [(entry.name, entry.label) for entry in listing.entries] == [
         ("jump/1.avi", "jump"),
@@ -555,10 +561,10 @@ def test_a_folder_gives_its_folders_as_classes_and_only_its_video_files(tmp_path
     assert {entry.split for entry in listing.entries} == {"train"}
 
 
-def test_a_folder_is_split_in_its_shares_class_by_class(tmp_path):
+def test_a_folder_is_split_in_its_fractions_class_by_class(tmp_path):
     for label in "abc":
         touch(tmp_path, *(f"{label}/{number}.avi" for number in range(20)))
-    listing = Folder(videos=tmp_path, val_share=0.1, test_share=0.2).entries()
+    listing = Folder(videos=tmp_path, val_fraction=0.1, test_fraction=0.2).entries()
     counts = Counter((entry.label, entry.split) for entry in listing.entries)
     for label in "abc":
         assert [counts[label, split] for split in ("train", "val", "test")] == [14, 2, 4]
@@ -567,7 +573,7 @@ def test_a_folder_is_split_in_its_shares_class_by_class(tmp_path):
 def test_groups_that_run_through_all_classes_are_never_cut(tmp_path):
     """As in UT-Interaction: IDX_SEQ_K.avi, SEQ is the recording, which shows every class."""
     touch(tmp_path, *(f"{label}/{label}x_{recording}_0.avi" for label in "abc" for recording in range(1, 11)))
-    listing = Folder(videos=tmp_path, group=r"_(\d+)_\d+\.avi$", val_share=0.1, test_share=0.2).entries()
+    listing = Folder(videos=tmp_path, group=r"_(\d+)_\d+\.avi$", val_fraction=0.1, test_fraction=0.2).entries()
     groups = groups_of(listing.entries)
     assert {split: len(groups[split]) for split in groups} == {"train": 7, "val": 1, "test": 2}
     assert set.union(*groups.values()) == {str(recording) for recording in range(1, 11)}
@@ -596,23 +602,23 @@ def test_a_group_pattern_that_does_not_fit_is_refused(pattern, message, tmp_path
 
 def test_a_folder_without_videos_is_refused(tmp_path):
     touch(tmp_path, "a/notes.txt", "loose.avi")
-    with pytest.raises(BadSource, match=r"no videos found .*1 class folders.*one folder of videos per class"):
+    with pytest.raises(BadSource, match=r"found no videos in 1 class folders.*one folder of videos per class"):
         Folder(videos=tmp_path).entries()
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(BadSource, match=r"--videos .*nowhere: a folder is wanted, nothing found"):
+    with pytest.raises(BadSource, match=r"--videos .*nowhere: found nothing; expected a folder"):
         Folder(videos=tmp_path / "nowhere").entries()
     touch(tmp_path, "video.avi")
-    with pytest.raises(BadSource, match=r"--videos .*video\.avi: a folder is wanted, a file found"):
+    with pytest.raises(BadSource, match=r"--videos .*video\.avi: found a file; expected a folder"):
         Folder(videos=tmp_path / "video.avi").entries()
 
 
-@pytest.mark.parametrize(("val_share", "test_share"), [(-0.1, 0.2), (0.1, 1.0), (0.1, -0.5), (0.5, 0.5)])
-def test_shares_that_leave_no_training_videos_are_refused(val_share, test_share, tmp_path):
+@pytest.mark.parametrize(("val_fraction", "test_fraction"), [(-0.1, 0.2), (0.1, 1.0), (0.1, -0.5), (0.5, 0.5)])
+def test_fractions_that_leave_no_training_videos_are_refused(val_fraction, test_fraction, tmp_path):
     touch(tmp_path, "a/1.avi", "a/2.avi", "a/3.avi")
-    with pytest.raises(BadSource, match=r"a share of .* cannot be held out for (val|test): wanted 0 <= share < 1"):
-        Folder(videos=tmp_path, val_share=val_share, test_share=test_share).entries()
+    with pytest.raises(BadSource, match=r"(val|test) fraction .*: expected at least 0 and below 1"):
+        Folder(videos=tmp_path, val_fraction=val_fraction, test_fraction=test_fraction).entries()
 
 
 def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path):
@@ -694,7 +700,7 @@ def test_a_label_that_the_class_file_lacks_is_refused(tmp_path):
 
 
 def test_a_table_that_is_missing_or_not_utf8_is_refused(tmp_path):
-    with pytest.raises(BadSource, match=r"--table .*nowhere\.csv: a file is wanted, nothing found"):
+    with pytest.raises(BadSource, match=r"--table .*nowhere\.csv: found nothing; expected a file"):
         Csv(table=tmp_path / "nowhere.csv").entries()
     path = tmp_path / "latin.csv"
     path.write_bytes("path,label,split\né.avi,a,train\n".encode("latin-1"))
@@ -726,7 +732,7 @@ def test_rows_with_start_and_end_are_parts_of_a_file_and_one_group(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("1.avi,a,train,3,", r"videos\.csv:3: end '' is no time; seconds are wanted, from 0 on"),
+        ("1.avi,a,train,3,", r"videos\.csv:3: end '' is no time; expected seconds, 0 or more"),
         ("1.avi,a,train,,3", r"videos\.csv:3: start '' is no time"),
         ("1.avi,a,train,one,3", r"videos\.csv:3: start 'one' is no time"),
         ("1.avi,a,train,3,3.0004", r"videos\.csv:3: start 3 is not before end 3$"),
@@ -766,8 +772,8 @@ def test_a_group_in_two_splits_is_refused(tmp_path):
     [
         ("hmdb51 --videos v --lists l --split 2", Hmdb51(videos=Path("v"), lists=Path("l"), split=2)),
         ("kinetics --videos v --table a.csv b.csv", Kinetics(videos=Path("v"), table=(Path("a.csv"), Path("b.csv")))),
-        ("msvd --videos v --train t --split-seed 3", Msvd(videos=Path("v"), train=Path("t"), seed=3)),
+        ("msvd --videos v --train t --split-seed 3", Msvd(videos=Path("v"), train=Path("t"), split_seed=3)),
     ],
 )
 def test_a_source_is_a_subcommand(command, source):
-    assert tyro.cli(Source, args=command.split()) == source  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert tyro.cli(source_type(), args=command.split()) == source
