@@ -1,4 +1,4 @@
-"""What a person sees while a job runs: a bar with rate and time left on a terminal, plain lines in a log; errors in a line."""
+"""What a person sees while a job runs: a bar with rate and time left on a terminal, plain lines in a log."""
 
 import sys
 import time
@@ -85,8 +85,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02}m"
-
-
-def first_line(error: BaseException) -> str:
-    """An error in a line: the first one that it says, else its kind."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, NoReturn, TextIO, TypeVar, Union
 
 import tyro
 
-from shards.store import open_store
+from shards.store import error_line, open_store
 
 Options = TypeVar("Options")
 
@@ -117,15 +117,8 @@ def program_name() -> str:
 
 def fail(error: BaseException, status: int) -> NoReturn:
     """Prints an error in one line and ends the process."""
-    print(f"error: {error_text(error)}", file=sys.stderr)
+    print(f"error: {error_line(error)}", file=sys.stderr)
     sys.exit(status)
-
-
-def error_text(error: BaseException) -> str:
-    """The message of an error; of an operating system's error with the file's name."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or type(error).__name__
 
 
 def finish(line: str, result: Mapping[str, Any], json_file: Path | None) -> None:

@@ -133,7 +133,7 @@ def test_a_password_in_the_tracking_uri_is_refused_and_not_shown(tmp_path, monke
 )
 @pytest.mark.parametrize("end", ["", f"#sha256={'0' * 64}"])
 def test_credentials_in_the_url_of_weights_are_refused_and_not_shown(url, end):
-    with pytest.raises(BadWeights, match=r"127\.0\.0\.1/vgg16\.pth.*holds credentials \(not shown\)") as refused:
+    with pytest.raises(BadWeights, match=r"127\.0\.0\.1:9/vgg16\.pth.*holds credentials \(not shown\)") as refused:
         read_pretrained(url + end, "vgg16", "")
     assert "hunter2" not in str(refused.value)
 

@@ -22,12 +22,11 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from cluster.checkpoints.run_folder import IDENTITY, RunFolder
-from cluster.progress import first_line
 from cluster.tracking import entries
 from cluster.tracking.outbox import UNSENT, Outbox, read_unsent
 from cluster.tracking.sender import MlflowSender, Package, now, plain
 from cluster.tracking.server import NoTracking, check_reachable
-from shards.store import absolute_url
+from shards.store import absolute_url, error_line
 
 BUSY_SECONDS = 300.0  # at the end of a run, for a server that answers, but has much to take
 POLL_SECONDS = 0.05
@@ -150,7 +149,7 @@ def last_logged(client: MlflowClient, uri: str, run_id: str, waiting: Sequence[e
             steps[kind] = max([-1, *known])
     except MlflowException as error:
         raise NoTracking(
-            f"MLflow at {uri} does not show run {run_id} ({first_line(error)}); start it on the database that has the run"
+            f"MLflow at {uri} does not show run {run_id} ({error_line(error)}); start it on the database that has the run"
         ) from None
     return steps
 

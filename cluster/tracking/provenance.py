@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE, MLFLOW_USER
 
-SECRET_NAMES = re.compile(r"secret|token|password|passwd|credential|_key\b|_key_|apikey|api_key|auth", re.IGNORECASE)
+from shards.store.credentials import is_secret
+
 SHORTEST_SECRET = 6  # letters; shorter values stand everywhere
 IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+@")  # user:password@
 LONGEST_DIFF = 500_000  # characters
@@ -21,9 +22,7 @@ LONGEST_DIFF = 500_000  # characters
 
 def masked(text: str) -> str:
     """The text without the values of the environment's secrets, and without what stands before @ in URLs."""
-    secrets = {
-        value for name, value in os.environ.items() if SECRET_NAMES.search(name) and len(value) >= SHORTEST_SECRET
-    }
+    secrets = {value for name, value in os.environ.items() if is_secret(name) and len(value) >= SHORTEST_SECRET}
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, "***")
     return IN_URL.sub("***@", text)

@@ -18,11 +18,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from cluster.checkpoints.files import FROZEN, STATE, Checkpoint
 from cluster.checkpoints.run_folder import export_best, step_of
-from cluster.progress import first_line
 from cluster.tracking import entries
 from cluster.tracking.models import BEST, CHECKPOINT, MODEL_FOLDER, LoggedModels
 from cluster.tracking.outbox import FILES, SAVE_SECONDS, SMALL, Outbox
-from shards.store import BadShards, has_file
+from shards.store import BadShards, error_line, has_file
 
 CLOSE_SECONDS = 30.0  # at the end of a run, for a server that does not answer
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 5.0  # between two attempts, doubled after each
@@ -56,13 +55,13 @@ class MlflowSender:
                 if is_passing(error):
                     if away_since is None:
                         away_since = time.monotonic()
-                        self.print_line(f"MLflow at {self.uri} does not answer ({first_line(error)}); {queue} wait")
+                        self.print_line(f"MLflow at {self.uri} does not answer ({error_line(error)}); {queue} wait")
                     self.away.add(queue)
                     self.outbox.save(SAVE_SECONDS)
                     self.outbox.closed.wait(pause)
                     pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
                     continue
-                self.print_line(f"warning: MLflow at {self.uri} refuses {entries.kind_of(entry)}: {first_line(error)}")
+                self.print_line(f"warning: MLflow at {self.uri} refuses {entries.kind_of(entry)}: {error_line(error)}")
             if away_since is not None:
                 self.print_line(
                     f"MLflow at {self.uri} takes {queue} again, after {time.monotonic() - away_since:.0f} s"
@@ -175,7 +174,7 @@ class MlflowSender:
         try:
             self.models.delete(models)
         except Exception as error:
-            self.print_line(f"warning: older models stay in MLflow at {self.uri}: {first_line(error)}")
+            self.print_line(f"warning: older models stay in MLflow at {self.uri}: {error_line(error)}")
 
 
 def now() -> int:

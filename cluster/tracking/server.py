@@ -10,7 +10,6 @@ import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
@@ -18,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from shards.store import absolute_url
+from shards.store.credentials import has_credentials, without_credentials
 
 # MLflow's own client would try for minutes; here what fails is sent again. A server may take long over a large file, once
 # it has it, to put it into its own store.
@@ -44,24 +44,18 @@ def tracking_uri(storage: str | Path) -> str:
     """MLFLOW_TRACKING_URI, or an sqlite file in the storage folder. Raises NoTracking for an object store without the former,
     ValueError for a URI with a password in it: it would be in the run's folder, and in every line that names the server."""
     uri, place = os.environ.get("MLFLOW_TRACKING_URI"), absolute_url(storage)
-    refuse_credentials(uri or "")
+    if uri and has_credentials(uri):
+        raise ValueError(
+            f"MLFLOW_TRACKING_URI {without_credentials(uri)}: the URI holds credentials (not shown), and it is written into each "
+            "run's folder; give the bare URI, and credentials by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a "
+            "database's by PGPASSWORD)"
+        )
     if not uri and "://" in place:
         raise NoTracking(
             f"{place}: MLflow's database cannot lie in an object store; start a server (mlflow server), and name it by "
             "MLFLOW_TRACKING_URI"
         )
     return uri or f"sqlite:///{place}/mlflow.db"
-
-
-def refuse_credentials(uri: str) -> None:
-    parts = urlsplit(uri)
-    if parts.password is None and not (parts.username and parts.scheme in ("http", "https")):
-        return
-    bare = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    raise ValueError(
-        f"MLFLOW_TRACKING_URI {bare}: the URI holds credentials (not shown), and it is written into each run's folder; give the "
-        "bare URI, and credentials by MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's by PGPASSWORD)"
-    )
 
 
 def ui_command(uri: str) -> str:

@@ -8,7 +8,7 @@ import socket
 import ray
 from ray.exceptions import RayError
 
-from cluster.progress import first_line
+from shards.store import error_line
 
 CONNECT_SECONDS = 5.0
 SETTINGS = {
@@ -45,7 +45,7 @@ def start_ray() -> None:
     except (ConnectionError, RuntimeError, RayError) as error:
         address = os.environ.get("RAY_ADDRESS", "this machine")
         raise NoCluster(
-            f"no Ray cluster at {address} ({first_line(error)}); start one with: ray start --head, or unset RAY_ADDRESS"
+            f"no Ray cluster at {address} ({error_line(error)}); start one with: ray start --head, or unset RAY_ADDRESS"
         ) from None
 
 

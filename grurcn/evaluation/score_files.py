@@ -23,10 +23,9 @@ import pyarrow.parquet as pq
 import torch
 
 from cluster.checkpoints.run_folder import write_json
-from cluster.progress import first_line
 from grurcn.evaluation.confusion import Judgement
 from grurcn.training.losses import Tally
-from shards.store import Store, open_store
+from shards.store import Store, error_line, open_store
 
 SCORES_FILE, RESULT_FILE = "scores.parquet", "result.json"
 EXPECTED = f"expected the {SCORES_FILE} of python -m jobs.evaluate; if an older version wrote it, evaluate again"
@@ -140,7 +139,7 @@ def read_scores(path: Path) -> Scores:
     try:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
-        raise BadScores(f"{file}: not a Parquet file ({first_line(error)}); {EXPECTED}") from None
+        raise BadScores(f"{file}: not a Parquet file ({error_line(error)}); {EXPECTED}") from None
     classes = (table.schema.metadata or {}).get(b"classes")
     lacking = [name for name in SCHEMA.names if name not in table.column_names]
     if classes is None or lacking:
@@ -151,7 +150,7 @@ def read_scores(path: Path) -> Scores:
         videos = [VideoScores(key=row["key"], label=row["label"], scores=row["scores"]) for row in rows]
         scores = Scores(tuple(json.loads(classes)), videos)
     except (ValueError, TypeError, pa.ArrowException) as error:
-        raise BadScores(f"{file}: {first_line(error)}; {EXPECTED}") from None
+        raise BadScores(f"{file}: {error_line(error)}; {EXPECTED}") from None
     validate_scores(file, scores)
     return scores
 

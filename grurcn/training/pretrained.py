@@ -18,6 +18,7 @@ from cluster.tracking.models import download_best, download_model
 from grurcn.models.config import ModelConfig
 from grurcn.models.trunks.base import BadWeights, trunk_spec
 from grurcn.models.weights import read_weights
+from shards.store.credentials import has_credentials, without_credentials
 
 MLFLOW = ("runs:", "models:")  # how a model's name begins that MLflow knows
 PREFIX = "trunk."  # of a trunk's parameters in a model's
@@ -33,7 +34,7 @@ def first_weights(config: ModelConfig, tracking_uri: str) -> dict[str, Tensor] |
         raise BadWeights(
             "imagenet: C3D has no ImageNet weights; wanted a file, or none (Sports-1M's are the usual ones)"
         )
-    return read_weights(config.weights)
+    return read_file(config.weights)
 
 
 def absolute(source: str | None) -> str | None:
@@ -58,6 +59,16 @@ def read_pretrained(source: str, trunk: str, tracking_uri: str) -> dict[str, Ten
         return read_weights(imagenet)
     if is_run(source):
         return trunk_of(read_run(source, tracking_uri), source, trunk)
+    return read_file(source)
+
+
+def read_file(source: str) -> dict[str, Tensor]:
+    """The weights of a path or URL. Raises BadWeights for a URL with credentials: the run's recipe, MLflow and logs show it."""
+    if has_credentials(source):
+        raise BadWeights(
+            f"{without_credentials(source)}: the URL holds credentials (not shown), and every run that starts from it would "
+            "store them; download the file yourself and give its path"
+        )
     return read_weights(source)
 
 

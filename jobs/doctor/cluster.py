@@ -24,8 +24,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.doctor.facts import ClusterFacts, GroupResult, MachineFacts, Request
-from jobs.doctor.machine import PREFIX, gather_machine, impatient, short_text
-from shards.store import BadShards, BadUrl, open_store
+from jobs.doctor.machine import PREFIX, gather_machine, impatient
+from shards.store import BadShards, BadUrl, error_line, open_store
 
 START_SECONDS = 60.0  # for an actor to start
 GATHER_SECONDS = 240.0
@@ -101,7 +101,7 @@ def join_group(backend: str, address: str, rank: int, world_size: int, seconds: 
         finally:
             dist.destroy_process_group()
     except Exception as error:  # gloo and NCCL raise many kinds
-        return GroupResult(error=short_text(error))
+        return GroupResult(error=error_line(error))
     return GroupResult(bytes_per_second=rate)
 
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from cluster.progress import first_line
 from jobs.doctor.facts import Devices, Gpu
+from shards.store import error_line
 
 SECONDS = 180.0  # importing torch and DeepSpeed takes ten of them on two busy cores
 SIZE = 256  # of matrices of ones: every element of their product is this number
@@ -107,7 +107,7 @@ def compile_gru(device: torch.device) -> str | None:
 
 
 def kind_and_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
+    return f"{type(error).__name__}: {error_line(error)}"
 
 
 def run_trials() -> Devices:

@@ -25,11 +25,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from jobs.command import error_text
 from jobs.doctor.device import Trials
 from jobs.doctor.facts import MAIN_PACKAGES, OWN_PACKAGES, Disk, MachineFacts, RayToken, Request, ShardReading
 from shards.dataset import read_dataset
-from shards.store import BadShards, BadUrl, absolute_url, open_store, retry
+from shards.store import BadShards, BadUrl, absolute_url, error_line, open_store, retry
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 5.0  # for a store that does not answer; a run waits longer
@@ -214,7 +213,7 @@ def try_storage(request: Request) -> str | None:
             if found != content:
                 return f"reading gave {len(found)} bytes other than the {len(content)} written"
     except (BadShards, BadUrl, OSError) as error:
-        return f"{doing}: {short_text(error)}"
+        return f"{doing}: {error_line(error)}"
     return None
 
 
@@ -235,7 +234,7 @@ def read_shards(url: str) -> ShardReading:
             at.read(largest.name, largest.size_bytes - size, size)
             seconds = time.perf_counter() - first
     except (BadShards, BadUrl, OSError) as error:
-        return ShardReading(error=short_text(error))
+        return ShardReading(error=error_line(error))
     return ShardReading(
         digest=info.digest,
         shard=largest.name,
@@ -243,11 +242,6 @@ def read_shards(url: str) -> ShardReading:
         read_bytes=size,
         bytes_per_second=size / max(seconds, 1e-9),
     )
-
-
-def short_text(error: BaseException) -> str:
-    """The first line of an error."""
-    return error_text(error).strip().splitlines()[0]
 
 
 def absolute_request(storage: str, shards: str | None, marker: str) -> Request:

@@ -8,8 +8,9 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cluster.progress import first_line
 from jobs.doctor.facts import TrackingFacts
+from shards.store import error_line
+from shards.store.credentials import without_credentials
 
 ANSWER_SECONDS = 10.0
 EXPERIMENTS = "/api/2.0/mlflow/experiments/search?max_results=1"
@@ -27,7 +28,7 @@ def gather_tracking(storage: str) -> TrackingFacts:
         uri = tracking_uri(storage)
     except (NoTracking, ValueError) as error:
         return TrackingFacts(uri="MLFLOW_TRACKING_URI", error=str(error))
-    shown = without_password(uri)
+    shown = without_credentials(uri)
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).exists():
         return TrackingFacts(uri=shown)  # the first run makes it; looking must not
     try:
@@ -38,9 +39,9 @@ def gather_tracking(storage: str) -> TrackingFacts:
         return TrackingFacts(uri=shown, error=f"no server answers there ({reason[1] if reason else error})")
     except MlflowException as error:
         denied = error.get_http_status_code() in (401, 403)
-        return TrackingFacts(uri=shown, error=None if denied else first_line(error), access_denied=denied)
+        return TrackingFacts(uri=shown, error=None if denied else error_line(error), access_denied=denied)
     except Exception as error:  # errors of databases, for a file that is none or of another version
-        return TrackingFacts(uri=shown, error=first_line(error))
+        return TrackingFacts(uri=shown, error=error_line(error))
     if not uri.startswith("http"):
         return TrackingFacts(uri=shown)
     has_password = bool(os.environ.get("MLFLOW_TRACKING_PASSWORD") or os.environ.get("MLFLOW_TRACKING_TOKEN"))
@@ -90,8 +91,3 @@ def address_of(uri: str) -> str | None:
         return socket.gethostbyname(urlsplit(uri).hostname or "")
     except OSError:
         return None
-
-
-def without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return uri if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Protocol
 from urllib.parse import urlsplit
 
-from shards.store.errors import BadShards, BadUrl, NoFile
+from shards.store.errors import BadShards, BadUrl, NoFile, error_line
 from shards.store.folder import FolderStore, written_file
 from shards.store.objects import REQUESTS, ObjectStore
 
@@ -29,6 +29,7 @@ __all__ = [
     "ObjectStore",
     "Store",
     "absolute_url",
+    "error_line",
     "has_file",
     "open_store",
     "written_file",

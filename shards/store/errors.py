@@ -1,4 +1,4 @@
-"""What a store raises, and the messages that every kind of store shares."""
+"""What a store raises, the messages that every kind of store shares, and any error in one line."""
 
 import errno
 from pathlib import Path
@@ -14,6 +14,13 @@ class NoFile(BadShards):
 
 class BadUrl(ValueError):
     """A place that is neither a folder nor a store that can be reached."""
+
+
+def error_line(error: BaseException) -> str:
+    """An error in one line: an operating system's reason with its file, any other by the first line of its message."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def cut_off(place: str, offset: int, missing: int) -> BadShards:

@@ -9,8 +9,9 @@ from mlflow_servers import Server
 
 from jobs.doctor.facts import TrackingFacts
 from jobs.doctor.machine import find_listening
-from jobs.doctor.tracking import gather_tracking, without_password
+from jobs.doctor.tracking import gather_tracking
 from jobs.doctor.tracking_checks import check_tracking
+from shards.store.credentials import without_credentials
 
 
 def test_a_server_that_is_away_is_an_error_at_once(here, monkeypatch, tmp_path):
@@ -35,8 +36,8 @@ def test_an_object_store_without_a_server_is_an_error(here):
 
 
 def test_a_password_in_the_address_is_not_shown():
-    assert without_password(f"http://me:{SECRET}@host:5000/x") == "http://host:5000/x"
-    assert without_password("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
+    assert without_credentials(f"http://me:{SECRET}@host:5000/x") == "http://host:5000/x"
+    assert without_credentials("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
 
 
 def test_a_server_elsewhere_that_requires_no_password_is_a_warning(here):
