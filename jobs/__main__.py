@@ -50,7 +50,7 @@ COMMANDS = {
         "bench": "Measure speed and memory",
     },
     "The paper": {
-        "table1": "Reproduce Table 1: recognition on UCF-101",
+        "table1": "Reproduce Table 1: classification on UCF-101",
         "table2": "Reproduce Table 2: captioning on MSVD",
     },
 }

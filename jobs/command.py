@@ -159,18 +159,29 @@ class PrintedHelp(io.StringIO):
 
 
 def wrapped(text: str, program: str, width: int) -> str:
-    """Wraps prose between words and joins empty lines. Boxes, and examples (indented by four), are not wrapped.
+    """Joins and wraps the lines of a paragraph, and of an entry ("name  text", indented by up to three spaces).
 
-    Examples call commands as the user called this one.
+    Boxes, and examples (indented by four or more), are not wrapped. Examples call commands as the user called this one.
     """
-    lines = []
-    for line in re.sub(r"\n{3,}", "\n\n", text).splitlines(keepends=True):
+    parts: list[tuple[str, int | None]] = []  # (text, indentation of its further lines; None: not wrapped)
+    for line in re.sub(r"\n{3,}", "\n\n", text).splitlines():
+        indent = len(line) - len(line.lstrip())
         if line.startswith("usage:"):
-            line = re.sub(r"\{[^} ]{60,}\}", "RECIPE", line)  # all of them are listed below
-        if line.startswith("    ") and program.startswith(f"{PROGRAM} "):
-            line = line.replace("python -m jobs.", f"{PROGRAM} ")
-        if len(line) > width and not line.startswith(("    ", "│", "╭", "╰", "\x1b")):
-            indent = " " * (len(line) - len(line.lstrip()))
-            line = textwrap.fill(line, width, subsequent_indent=indent, break_on_hyphens=False) + "\n"
-        lines.append(line)
-    return "".join(lines)
+            parts.append((re.sub(r"\{[^} ]{60,}\}", "RECIPE", line), len("usage: ")))  # all of them are listed below
+        elif not line or line.startswith(("│", "╭", "╰", "\x1b")):
+            parts.append((line, None))
+        elif entry := re.match(r" {0,3}\S+ {2,}(?=\S)", line):
+            parts.append((line, entry.end()))
+        elif parts and parts[-1][1] == indent:
+            parts[-1] = (f"{parts[-1][0]} {line.lstrip()}", indent)
+        elif indent >= 4:
+            parts.append(
+                (line.replace("python -m jobs.", f"{PROGRAM} ") if program.startswith(PROGRAM) else line, None)
+            )
+        else:
+            parts.append((line, indent))
+    return "".join(
+        (part if hang is None else textwrap.fill(part, width, subsequent_indent=" " * hang, break_on_hyphens=False))
+        + "\n"
+        for part, hang in parts
+    )

@@ -11,7 +11,6 @@ Nothing is trained, and no weights are read.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +78,7 @@ def print_levels(title: str, levels: Sequence[LevelSummary]) -> None:
 
 COMMAND = Command[tuple[str, Describe]](
     Configurations(
-        {name: (inspect.getdoc(recipe) or "", Describe(recipe=recipe())) for name, recipe in RECIPES.items()}
+        {name: ((recipe.__doc__ or "").strip(), Describe(recipe=recipe())) for name, recipe in RECIPES.items()}
     ),
     lambda chosen: main(*chosen),
     __doc__,

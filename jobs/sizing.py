@@ -15,7 +15,6 @@ checkpoint_bytes, frozen_bytes.
 """
 
 import dataclasses
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +87,9 @@ def print_resources(title: str, job: SizingJob, resources: Resources, model: Mod
 
 
 COMMAND = Command[tuple[str, Sizing]](
-    Configurations({name: (inspect.getdoc(recipe) or "", Sizing(recipe=recipe())) for name, recipe in RECIPES.items()}),
+    Configurations(
+        {name: ((recipe.__doc__ or "").strip(), Sizing(recipe=recipe())) for name, recipe in RECIPES.items()}
+    ),
     lambda chosen: main(*chosen),
     __doc__,
 )

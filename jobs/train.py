@@ -16,7 +16,6 @@ val_perplexity, val_word_accuracy, val_bleu4, ...), mlflow_run_id, tracking_uri,
 """
 
 import dataclasses
-import inspect
 import json
 import time
 from collections.abc import Callable
@@ -368,7 +367,7 @@ def configurations() -> Configurations:
     jobs: dict[str, Job] = {name: Train(recipe=recipe(), shards=tyro.MISSING) for name, recipe in RECIPES.items()}
     jobs |= {name: TrainCaptions(recipe=recipe(), shards=tyro.MISSING) for name, recipe in CAPTION_RECIPES.items()}
     recipes = {**RECIPES, **CAPTION_RECIPES}
-    return Configurations({name: (inspect.getdoc(recipes[name]) or "", job) for name, job in jobs.items()})
+    return Configurations({name: ((recipes[name].__doc__ or "").strip(), job) for name, job in jobs.items()})
 
 
 COMMAND = Command[tuple[str, Job]](configurations(), lambda chosen: main(*chosen), __doc__)

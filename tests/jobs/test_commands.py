@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.__main__ import COMMANDS, NAMES, listing
+from jobs.command import wrapped
 
 ROOT = Path(__file__).parents[2]
 SLOW_PACKAGES = ("torch", "ray", "tyro", "numpy")
@@ -70,6 +71,41 @@ def test_examples_of_the_console_script_are_typed_as_it_is():
     assert done.stdout.startswith("usage: grurcn fuse [-h]")
     assert "\n    grurcn fuse " in done.stdout
     assert "python -m" not in done.stdout
+
+
+def test_prose_and_entries_of_help_are_wrapped_and_boxes_and_examples_are_not():
+    text = """usage: python -m jobs.fuse [-h] [OPTIONS]
+
+Fuse evaluations of
+(the same) videos.
+
+    python -m jobs.fuse --scores A B --weights 1 2
+
+FILE holds:
+  one   a, b, c, d, e
+        f
+  two   g
+
+│ --scores STR ... │
+"""
+    assert wrapped(text, "grurcn fuse", 20).splitlines() == [
+        "usage: python -m",
+        "       jobs.fuse",
+        "       [-h]",
+        "       [OPTIONS]",
+        "",
+        "Fuse evaluations of",
+        "(the same) videos.",
+        "",
+        "    grurcn fuse --scores A B --weights 1 2",
+        "",
+        "FILE holds:",
+        "  one   a, b, c, d,",
+        "        e f",
+        "  two   g",
+        "",
+        "│ --scores STR ... │",
+    ]
 
 
 @pytest.fixture(scope="module")
