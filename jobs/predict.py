@@ -47,10 +47,10 @@ from grurcn.inference.classifier import Recognised, Recogniser
 from grurcn.inference.videos import STANDARD_INPUT, find_videos, normal, read_videos, store
 from grurcn.training.pretrained import MLFLOW, read_run
 from jobs.command import Command, Flat
-from jobs.inspect_shards.preview import write
 from shards.packing.sandbox import Sandbox
 from shards.printable import printable
 from shards.reading.clips import evaluation_clips
+from shards.store import written_file
 from shards.video import Limits, Packing, Stored
 
 WIDEST_PATH = 60  # up to which sentences are aligned on a terminal
@@ -182,7 +182,8 @@ def main(job: Predict) -> int:
     started = time.monotonic()
     found = look(job, print_lines=True)
     if job.json:
-        write(job.json, (json.dumps(found.rows, indent=1) + "\n").encode())
+        with written_file(job.json) as file:
+            file.write((json.dumps(found.rows, indent=1) + "\n").encode())
     tell(job, found, time.monotonic() - started)
     return 1 if found.refused else 0
 
@@ -211,7 +212,8 @@ def look(job: Predict, print_lines: bool = False) -> Found:
                 for line in lines_of(answer.row, videos if bar.terminal else ()) if print_lines else ():
                     bar.print_line(line)
                 if answer.picture:
-                    write(pictures[video], answer.picture)
+                    with written_file(pictures[video]) as file:
+                        file.write(answer.picture)
                 found.rows.append(answer.row)
             else:
                 found.refused[video] = answer

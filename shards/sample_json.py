@@ -12,6 +12,8 @@ from typing import Any
 
 from shards.printable import printable
 
+MOST_CLASSES = 100_000
+
 
 class BadSample(ValueError):
     """A sample of a tar that cannot be read. The message says why."""

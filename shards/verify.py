@@ -26,10 +26,8 @@ from shards.dataset import DESCRIPTION, DatasetInfo
 from shards.index import Index
 from shards.packing.annotation_files import VIDEO_SUFFIXES
 from shards.packing.duplicates import Duplicates
-from shards.packing.external import key_in_tar
-from shards.packing.external_scan import key_and_suffix
 from shards.packing.sandbox import Sandbox
-from shards.packing.tar_reader import BadTar, TarReader, padded
+from shards.packing.tar_reader import BadTar, TarReader, key_and_suffix, key_in_tar, padded
 from shards.printable import printable
 from shards.reading.captions import BadVectors, read_vectors, vectors_shape
 from shards.rows import ARROW_MAGIC, SCHEMA, Rows, Sample, index_name

@@ -24,7 +24,7 @@ LIBRARY = {"grurcn", "shards", "cluster", "torch", "ray", "deepspeed", "mlflow",
 ALLOWED = {
     "grurcn": LIBRARY | {"psutil", "tyro"},  # tyro: options of jobs only
     "grurcn/models": TORCH | {"grurcn.models"},
-    "grurcn/drawing": LIBRARY | {"PIL"},
+    "grurcn/drawing": LIBRARY | {"PIL", "tyro"},
     "grurcn/evaluation/caption_scores.py": LIBRARY | {"pycocoevalcap"},
     "grurcn/inference/serving.py": LIBRARY | {"pandas"},
     "shards": SHARDS | TORCH | {"shards"},

@@ -16,7 +16,7 @@ A data set is a folder or a URL: s3://, gs://, http://. Only `index` writes ther
 
 from jobs.command import Command, subcommands
 from jobs.inspect_shards.index import MakeIndex, make_index
-from jobs.inspect_shards.info import Info, info
+from jobs.inspect_shards.info import Info, print_info
 from jobs.inspect_shards.preview import Preview, preview
 from jobs.inspect_shards.verify import Verify, verify_and_print
 
@@ -27,7 +27,7 @@ JOBS = {"info": Info, "verify": Verify, "preview": Preview, "index": MakeIndex}
 def main(job: Job) -> int:
     match job:
         case Info():
-            return info(job)
+            return print_info(job)
         case Verify():
             return verify_and_print(job)
         case Preview():

@@ -23,7 +23,6 @@ from webdataset.shardlists import expand_urls
 from shards.dataset import DESCRIPTION, EXTERNAL, DatasetInfo, read_dataset
 from shards.packing.duplicates import Duplicates
 from shards.packing.entries import SPLITS
-from shards.packing.external_scan import MOST_CLASSES, ExternalTar
 from shards.packing.records import (
     RECORDS,
     IndexRow,
@@ -33,8 +32,9 @@ from shards.packing.records import (
     read_records,
     unfinished,
 )
+from shards.packing.tar_reader import ExternalTar, key_in_tar
 from shards.printable import printable
-from shards.sample_json import BadSample
+from shards.sample_json import MOST_CLASSES, BadSample
 from shards.store import BadShards, BadUrl, Store, absolute_url, has_file, open_store
 from shards.video import Packing
 
@@ -291,8 +291,3 @@ def row_with_number(row: IndexRow, number_of: Mapping[str, int], tar: str | None
     if tar is not None:
         key, group = key_in_tar(tar, key), key_in_tar(tar, key) if group == key else group
     return replace(row, label=label, key=key, group=group)
-
-
-def key_in_tar(tar: str, key: str) -> str:
-    """The key of a sample where several tars use the same ones."""
-    return f"{tar.removesuffix('.tar')}/{key}"

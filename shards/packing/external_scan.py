@@ -23,25 +23,15 @@ from typing import Any
 
 from shards.packing.records import IndexRow, Rejected, ShardRecord, write_record
 from shards.packing.sandbox import Sandbox
-from shards.packing.tar_reader import BadTar, Member, TarReader
+from shards.packing.tar_reader import BadTar, ExternalTar, Member, TarReader, key_and_suffix
 from shards.printable import printable
-from shards.sample_json import BadSample, parse_captions, parse_object
+from shards.sample_json import MOST_CLASSES, BadSample, parse_captions, parse_object
 from shards.store import open_store
 from shards.video import BadVideo, Limits, Packing
 
 VIDEOS, TEXTS = ("mp4", "avi", "webm", "mkv", "mov"), ("cls", "json", "txt")
 LONGEST_NAME = 1000  # characters
 LONGEST_TEXT = 2**20  # bytes
-MOST_CLASSES = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExternalTar:
-    """A tar that is to be indexed."""
-
-    name: str
-    split: str
-    size_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,18 +121,6 @@ def samples_of(reader: TarReader, video: Path, largest: int) -> Iterator[FoundSa
         found.problem = f"{error}; this sample and what comes after it are left out"
     if found is not None:
         yield found
-
-
-def key_and_suffix(name: str) -> tuple[str, str]:
-    """The key of a sample and the kind of a member; no key for names that WebDataset ignores, and for hidden files.
-
-    a/000.flow.mp4 -> a/000, flow.mp4
-    """
-    folder, slash, file = name.rpartition("/")
-    stem, dot, suffix = file.partition(".")
-    if not stem or not dot or re.match(r"__[^/]*__($|/)", name):
-        return "", ""
-    return f"{folder}{slash}{stem}", suffix.lower()
 
 
 def read_member(

@@ -29,6 +29,15 @@ class BadTar(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExternalTar:
+    """A tar that others wrote, which is to be indexed."""
+
+    name: str
+    split: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Member:
     """What a header says of the bytes behind it."""
 
@@ -184,3 +193,20 @@ def pax_fields(content: bytes, offset: int) -> dict[str, str]:
 
 def as_text(content: bytes) -> str:
     return content.decode("utf-8", "surrogateescape")
+
+
+def key_and_suffix(name: str) -> tuple[str, str]:
+    """The key of a sample and the kind of a member; no key for names that WebDataset ignores, and for hidden files.
+
+    a/000.flow.mp4 -> a/000, flow.mp4
+    """
+    folder, slash, file = name.rpartition("/")
+    stem, dot, suffix = file.partition(".")
+    if not stem or not dot or re.match(r"__[^/]*__($|/)", name):
+        return "", ""
+    return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def key_in_tar(tar: str, key: str) -> str:
+    """The key of a sample where several tars use the same ones."""
+    return f"{tar.removesuffix('.tar')}/{key}"

@@ -32,11 +32,11 @@ from videos import TINY, frame_numbers, level, listing_of, pack
 from cluster.workers.connect import start_ray
 from grurcn.drawing import clip_frames as preview_clips
 from grurcn.drawing.contact_sheet import flow_colours
+from grurcn.drawing.preview import choose, train_clip_of
 from grurcn.models.pixels import to_clips
 from jobs.inspect_shards import __main__ as inspect_shards
-from jobs.inspect_shards import preview as inspect_preview
 from jobs.inspect_shards.index import MakeIndex
-from jobs.inspect_shards.info import Info, quantiles
+from jobs.inspect_shards.info import Info
 from jobs.inspect_shards.preview import Preview
 from jobs.inspect_shards.verify import Verify
 from shards.dataset import read_dataset
@@ -46,6 +46,7 @@ from shards.reading.clips import ClipConfig, train_clip
 from shards.reading.decode import read_frames
 from shards.rows import SCHEMA, written_index
 from shards.store import BadShards, FolderStore, open_store
+from shards.summary import quantiles
 from shards.verify import Fault, check_index
 
 ROOT = Path(__file__).parents[2]
@@ -654,7 +655,7 @@ def test_a_preview_shows_the_clips_that_training_reads(packed, listing, tmp_path
 def test_what_is_drawn_is_what_the_model_gets(packed):
     """Taken back from the model's input, of any colour."""
     index = Index(packed, "train")
-    shown = inspect_preview.train_clip_of(index, 0, CLIPS, 0)
+    shown = train_clip_of(index, 0, CLIPS, 0)
     planes = np.random.default_rng(0).integers(16, 236, (1, 3, 48, 32), np.uint8)
     box, mirror = torch.tensor([shown.clip.box]), torch.tensor([False])
     clips = to_clips(torch.from_numpy(planes), box, mirror, 24)
@@ -752,7 +753,7 @@ def uneven(packed, tmp_path_factory) -> Path:
 @pytest.mark.parametrize(("count", "wanted"), [(12, [4, 4, 4]), (2, [1, 1]), (13, [4, 4, 5]), (3, [1, 1, 1])])
 def test_samples_are_drawn_evenly_over_the_classes_by_the_seed(count, wanted, uneven):
     index = Index(uneven, "train")
-    drawn = [inspect_preview.choose(index, count, seed) for seed in (0, 0, 1, 2)]
+    drawn = [choose(index, count, seed) for seed in (0, 0, 1, 2)]
     for numbers in drawn:
         labels = [index[number].label for number in numbers]
         assert labels == sorted(labels)
@@ -763,7 +764,7 @@ def test_samples_are_drawn_evenly_over_the_classes_by_the_seed(count, wanted, un
 
 
 def test_all_samples_are_drawn_where_there_are_fewer(packed):
-    assert sorted(inspect_preview.choose(Index(packed, "val"), 16, seed=0)) == [0, 1, 2]
+    assert sorted(choose(Index(packed, "val"), 16, seed=0)) == [0, 1, 2]
 
 
 # The command
@@ -805,12 +806,12 @@ def test_help_names_the_four_jobs_and_their_options(words, wanted, capsys):
             1,
             "no samples in the split 'test' (splits with samples: train, val)",
         ),
-        (["preview", "{folder}", "--samples", "0"], 2, "wanted 1 to 500 samples"),
+        (["preview", "{folder}", "--samples", "0"], 2, "expected 1 to 500 samples"),
         (["preview", "{folder}", "--stride", "0"], 2, "wanted at least 1 of each"),
-        (["verify", "{folder}", "--memory-limit", "0"], 2, "wanted 0.5 to 1,000,000 GiB"),
+        (["verify", "{folder}", "--memory-limit", "0"], 2, "expected 0.5 to 1,000,000 GiB"),
         (["index"], 2, "expected a folder or bucket of tars, or their names"),
         (["index", "pipe:cat x.tar"], 1, "error: pipe:...: not a place for shards"),
-        (["index", "{folder}", "--width", "33"], 1, "wanted even sizes"),
+        (["index", "{folder}", "--width", "33"], 1, "expected even sizes"),
         (
             ["index", "{folder}", "--split-of", "train"],
             1,

@@ -37,8 +37,8 @@ from shards.packing.external import (
     split_of,
     tars_to_scan,
 )
-from shards.packing.external_scan import key_and_suffix, scan_tar
-from shards.packing.tar_reader import BadTar, TarReader
+from shards.packing.external_scan import scan_tar
+from shards.packing.tar_reader import BadTar, TarReader, key_and_suffix
 from shards.reading.clips import ClipConfig
 from shards.reading.order import Order
 from shards.reading.stream import evaluation_batches, train_batches
