@@ -79,15 +79,12 @@ def check_decoders(total: int, workers: Workers) -> None:
         )
 
 
-def told(decoders: Decoders | None) -> dict[str, Any]:
-    """For an evaluation's result: how many videos were decoded at which address."""
-    if decoders is None:
-        return {}
-    places = Counter(all_rows(decoders.places))
-    return {"decoded_at": dict(sorted(places.items()))}
+def count_places(decoders: Decoders | None) -> dict[str, int] | None:
+    """{address: number of videos decoded there}, over all ranks; None without decoders. Every rank must call it."""
+    return None if decoders is None else dict(sorted(Counter(all_rows(decoders.places)).items()))
 
 
-def in_words(result: dict[str, Any]) -> str:
+def format_places(places: dict[str, int] | None) -> str:
     """For an evaluation's last line: on which machines its videos were decoded, if tasks did it."""
-    places = ", ".join(f"{videos:,} on {address}" for address, videos in result.get("decoded_at", {}).items())
-    return f" (decoded {places})" if places else ""
+    counts = ", ".join(f"{videos:,} on {address}" for address, videos in (places or {}).items())
+    return f" (decoded {counts})" if counts else ""

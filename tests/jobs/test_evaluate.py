@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from small_runs import TINY, run_evaluate, run_train
 
 from cluster.checkpoints.run_folder import load_best
+from grurcn.evaluation.evaluate import OtherData
 from grurcn.models.build import build_model
 from grurcn.models.pixels import to_clips
 from grurcn.models.votes import log_mean_vote
@@ -91,7 +92,7 @@ def test_what_does_not_fit_is_refused(run, shards, videos, tmp_path):
     from packing import packing_job
 
     make_shards.main(packing_job(fewer, tmp_path / "fewer"))
-    with pytest.raises(evaluate.OtherData, match=r"2 classes \(left, right, \.\.\.\), but .* was trained for 4"):
+    with pytest.raises(OtherData, match=r"2 classes \(left, right, \.\.\.\), but .* was trained for 4"):
         run_evaluate(run, tmp_path / "fewer")
 
 

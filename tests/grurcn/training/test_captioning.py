@@ -26,6 +26,7 @@ from grurcn.evaluation.caption_scores import caption_scores
 from grurcn.models.decoder import DecoderConfig
 from grurcn.models.trunks.base import BadWeights
 from grurcn.models.vocabulary import BadCaptions, Vocabulary
+from grurcn.training import encode as encode_module
 from grurcn.training.caption_recipes import CaptionRecipe
 from grurcn.training.captioning import OtherTask, load_captioner, prepare
 from grurcn.training.encoders import WEIGHTS, BadEncoder, EncoderConfig, encoder_of
@@ -245,8 +246,8 @@ def test_an_encoding_that_was_interrupted_goes_on(vectors, scenes, recogniser, t
             raise KeyboardInterrupt
         yield from encode_shard(*arguments, **options)
 
-    encode_shard = encode.encode_shard
-    monkeypatch.setattr(encode, "encode_shard", failing)
+    encode_shard = encode_module.encode_shard
+    monkeypatch.setattr(encode_module, "encode_shard", failing)
     with pytest.raises(KeyboardInterrupt):
         encoded(scenes, tmp_path / "broken", frame=recogniser, states=recogniser)
     assert not (tmp_path / "broken" / "dataset.json").exists()
@@ -417,7 +418,7 @@ def test_a_lost_or_changed_file_of_the_encoders_weights_is_named(scenes, recogni
 def test_a_beam_of_none_is_refused():
     with pytest.raises(ValueError, match="beam 0: wanted at least 1"):
         dataclasses.replace(SMALL, beam=0)
-    with pytest.raises(ValueError, match="beam 0: wanted at least 1"):
+    with pytest.raises(ValueError, match="beam 0: expected at least 1"):
         caption.Caption(run="runs/x", shards="data/x", beam=0)
 
 
@@ -430,7 +431,7 @@ def test_selecting_by_meteor_without_java_is_refused_before_anything_starts(vect
 def test_runs_of_one_task_are_not_used_for_the_other(finished, vectors, scenes, shards, storage, recogniser):
     with pytest.raises(OtherTask, match=r"recogniser.*of a run of recognition, which has no words"):
         caption.main(caption.Caption(run=recogniser, shards=str(vectors)))
-    with pytest.raises(OtherTask, match="a run of captioning, which knows no classes"):
+    with pytest.raises(OtherTask, match="a captioning model; expected a classification model"):
         evaluate.main(evaluate.Evaluate(run=str(storage / "captions"), shards=str(shards)))
     with pytest.raises(OtherRun, match="one learns captions, the other classes"):
         train.main("small", job(vectors, storage, "recogniser"))
