@@ -319,7 +319,7 @@ def run_trial(config: dict[str, Any]) -> None:
     """One training, in a process of its own; tells Tune its validation score, or why it was refused."""
     trial = config["trial"]
     recipe = CaptionRecipe.from_dict(trial["recipe"])
-    training = train.TrainCaptions(
+    training = train.Train(
         recipe=recipe,
         shards=trial["shards"],
         storage=trial["storage"],

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
+from cluster.checkpoints.upgrade import upgrade_state
 from shards.store import NoFile, Store, open_store
 
 FORMAT = 2
@@ -68,7 +69,7 @@ class Checkpoint:
             ) from error
         if found != FORMAT:
             raise ValueError(f"{path}: format {found} found, {FORMAT} wanted; read it with the version that wrote it")
-        return state
+        return upgrade_state(state)
 
     @contextmanager
     def fetched(self, file: str, wanted: str) -> Iterator[Path]:

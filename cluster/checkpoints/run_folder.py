@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from cluster.checkpoints.files import STATE, Checkpoint
+from cluster.checkpoints.upgrade import upgrade_recipe
 from shards.store import NoFile, Store, has_file, open_store
 
 IDENTITY, RESULT = "run.json", "finished.json"
@@ -58,7 +59,9 @@ class RunFolder:
     def identity(self) -> Identity | None:
         """None for a run that has not begun."""
         content = read_json(self.store, IDENTITY)
-        return None if content is None else Identity(**content)
+        if content is None:
+            return None
+        return Identity(**{**content, "recipe": upgrade_recipe(content["recipe"])})
 
     def begin(self, identity: Identity) -> None:
         write_json(self.store, IDENTITY, asdict(identity))

@@ -159,9 +159,9 @@ class MlflowSender:
 
     def scores_at(self, step: int, state: dict[str, Any]) -> tuple[dict[str, float], int]:
         """(scores, milliseconds) of the run's validation of a step, as they were logged; nothing if there was none."""
-        for metrics in state["meta"].get("told", ()):
-            if metrics["at"] == step and "val/loss" in metrics["metrics"]:
-                return metrics["metrics"], metrics["milliseconds"]
+        for metrics in state["meta"].get("metrics", ()):
+            if metrics["step"] == step and "val/loss" in metrics["values"]:
+                return metrics["values"], metrics["milliseconds"]
         best = state["best"] or {}
         if best.get("step") != step:
             return {}, 0

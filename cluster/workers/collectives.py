@@ -1,6 +1,6 @@
-"""What all workers must decide alike, each step: whether to stop. And what rank 0 wants to know of all: who is slow.
+"""Small values that all workers exchange: whether any should stop, how long each took.
 
-By a process group of its own on the CPUs, so that no GPU is waited for: about 0.2 ms a step.
+They use a process group of their own on the CPUs, so that no GPU is waited for: about 0.2 ms a step.
 """
 
 from datetime import timedelta
@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 
 
-class Agreement:
-    """Every rank makes one, at the same place, and makes the same calls."""
+class Collectives:
+    """Collective calls: every rank makes one object, at the same place, and makes the same calls."""
 
     def __init__(self, minutes: float = 5.0):
-        """minutes: how long ranks wait for each other."""
+        """minutes: how long the ranks wait for each other."""
         alone = dist.get_world_size() == 1
         self.group: Any = None if alone else dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
 
@@ -34,13 +34,13 @@ class Agreement:
         dist.all_gather(values, torch.tensor(value, dtype=torch.float64), group=self.group)
         return [each.item() for each in values]
 
-    def of_rank_0(self, name: str | None) -> str | None:
-        """Rank 0's text."""
+    def from_rank_0(self, text: str | None) -> str | None:
+        """The text that rank 0 passed."""
         if self.group is None:
-            return name
-        names = [name]
-        dist.broadcast_object_list(names, src=0, group=self.group)
-        return names[0]
+            return text
+        texts = [text]
+        dist.broadcast_object_list(texts, src=0, group=self.group)
+        return texts[0]
 
 
 def all_rows(rows: list[Any]) -> list[Any]:

@@ -5,12 +5,12 @@ A recipe's docstring states its command, its cost, the paper's number and ours.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from grurcn.models.decoder import DecoderConfig
 from grurcn.training.encoders import EncoderConfig
 from grurcn.training.optim import OptimConfig
-from grurcn.training.recipes import Learning, changed
+from grurcn.training.recipes import TrainingRecipe, changed, without_task
 
 Select = Literal["loss", "bleu4", "meteor", "rouge_l", "cider"]
 
@@ -21,47 +21,44 @@ def adadelta() -> OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionRecipe(Learning):
-    """What a captioning run is."""
+class CaptionRecipe(TrainingRecipe):
+    """A captioning run."""
 
+    task: ClassVar[str] = "captioning"
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     optim: OptimConfig = field(default_factory=adadelta)
     standardise: bool = False
-    """Give each number of a vector mean 0 and deviation 1 over training videos: for encoders whose numbers differ in size."""
+    """Give each value of a vector mean 0 and deviation 1 over training videos: for encoders whose values differ in size."""
     max_vocabulary: int = 20_000
-    """Most words that are told apart; the others are one, <unk>."""
+    """Largest vocabulary; other words become <unk>."""
     min_count: int = 1
-    """How often a word must occur in the training captions."""
+    """Leave out words that occur less than N times in the training captions."""
     max_words: int = 30
-    """Longer captions are cut."""
+    """Cut captions after N words."""
     select: Select = "loss"
-    """Which score of the validation videos makes a model the best: loss (negative log-likelihood), or a score of captions."""
+    """Validation score that selects the best model: loss (negative log-likelihood), or a score of captions."""
     beam: int = 5
-    """Captions that the search keeps at each word."""
+    """Width of the beam search; 1 takes the likeliest word each time."""
     global_batch: int = 64
     """Pairs of a video and a caption in one step, over all workers."""
     num_steps: int = 100_000
     val_every: int = 750
     patience: int = 20
-    """Validations without a better log-likelihood after which training stops; 0 never stops early."""
+    """Stop after N validations without a better log-likelihood; 0 never stops early."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.max_vocabulary, self.min_count, self.max_words) < 1:
-            raise ValueError(
-                f"max_vocabulary {self.max_vocabulary}, min_count {self.min_count}, max_words {self.max_words}: wanted at "
-                "least 1 of each"
-            )
-        if self.beam < 1:
-            raise ValueError(f"beam {self.beam}: wanted at least 1 (1 takes the likeliest word each time)")
+        for name in ("max_vocabulary", "min_count", "max_words", "beam"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least 1")
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "CaptionRecipe":
-        """The recipe that to_dict, by way of JSON, wrote."""
+        """The recipe that to_dict wrote as JSON."""
         return CaptionRecipe(
             **{
-                **content,
+                **without_task(content),
                 "encoder": EncoderConfig(**content["encoder"]),
                 "decoder": DecoderConfig(**content["decoder"]),
                 "optim": OptimConfig(**content["optim"]),

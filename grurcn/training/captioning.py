@@ -1,5 +1,6 @@
-"""Captioning, as the training loop sees a task: (video, caption) pairs -> next words -> loss, and its validation."""
+"""The task captioning: (video, caption) pairs -> log-probabilities of the next words -> loss, and its validation."""
 
+import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -28,10 +29,10 @@ from grurcn.models.vocabulary import Vocabulary
 from grurcn.training.caption_recipes import CaptionRecipe
 from grurcn.training.encoders import BadEncoder, build_encoder, check_same, encoder_of, read_encoder
 from grurcn.training.losses import WordTally
+from grurcn.training.task import Prepared, Reader, WorkerJob
 from shards.index import Index
 from shards.reading.captions import CaptionBatch, Segments, evaluation_captions, read_captions, train_captions
 from shards.reading.order import Order
-from shards.reading.stream import Reading
 from shards.rows import Sample
 from shards.store import REQUESTS
 from shards.threads import ordered_map
@@ -43,40 +44,46 @@ VIDEOS_LOOKED_AT = 256  # to know the sizes of a vector's numbers
 CAPTIONS_AT_ONCE = 256  # of a validation's
 
 
+@dataclass(frozen=True)
+class PreparedCaptions(Prepared):
+    """Scores of each validation; and of a fresh run its vocabulary and the description of its encoder."""
+
+    metrics: tuple[str, ...]
+    vocabulary: tuple[str, ...] | None = None
+    encoder: dict[str, Any] | None = None
+
+    @property
+    def artifacts(self) -> dict[str, str]:
+        return {} if self.vocabulary is None else {"vocabulary.json": json.dumps(self.vocabulary, ensure_ascii=False)}
+
+
 class Captioning:
     """What a video's caption says, word by word."""
 
     def __init__(
-        self,
-        recipe: CaptionRecipe,
-        job: Mapping[str, Any],
-        context: WorkerContext,
-        known: Mapping[str, Any],
-        read: Callable[..., Batches] = train_captions,
+        self, job: WorkerJob, context: WorkerContext, meta: Mapping[str, Any] | None, read: Reader = train_captions
     ):
-        """known: the run's "vocabulary" and "encoder", from prepare or from a checkpoint."""
-        self.recipe, self.job, self.read = recipe, job, read
-        self.context, self.device = context, context.device
-        self.index = Index(job["shards"], "train")
-        self.reading = Reading(**job["reading"])
-        self.order = Order([shard.captions for shard in self.index.shards], recipe.global_batch, recipe.seed)
+        assert isinstance(job.recipe, CaptionRecipe)
+        assert isinstance(job.prepared, PreparedCaptions)
+        self.recipe, self.job, self.context, self.read = job.recipe, job, context, read
+        self.device, self.metrics = context.device, job.prepared.metrics
+        self.index = Index(job.shards, "train")
+        self.order = Order([shard.captions for shard in self.index.shards], self.recipe.global_batch, self.recipe.seed)
+        known = meta or vars(job.prepared)
         self.vocabulary = Vocabulary(words=tuple(known["vocabulary"]))
         self.encoder: dict[str, Any] = known["encoder"]
-        self.judged = None  # captions are told as a table
+        self.confusion = None  # captions are reported as a table
 
     @property
-    def about(self) -> dict[str, Any]:
+    def model_meta(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that its model can be used without the data."""
-        return {"vocabulary": list(self.vocabulary.words), "encoder": self.encoder, "packing": self.packing}
+        packing = vars(self.index.info.packing)
+        return {"vocabulary": list(self.vocabulary.words), "encoder": self.encoder, "packing": packing}
 
     @property
     def flops_per_clip(self) -> None:
         """Not counted: captions are of different lengths."""
         return None
-
-    @property
-    def packing(self) -> dict[str, Any]:
-        return vars(self.index.info.packing)
 
     @property
     def data_digest(self) -> str:
@@ -93,7 +100,7 @@ class Captioning:
             if self.index.info.encoder is not None:
                 _, weights = encoder_of(self.index)
             else:
-                _, weights = read_encoder(self.recipe.encoder, self.job["tracking_uri"])
+                _, weights = read_encoder(self.recipe.encoder, self.job.tracking_uri)
         model = build_captioner(self.recipe, self.encoder, len(self.vocabulary.words), weights)
         if fresh and self.recipe.standardise:
             self.standardise(model.to(self.device))
@@ -102,10 +109,10 @@ class Captioning:
     def standardise(self, model: Captioner) -> None:
         """By some training videos, the same on every rank."""
         batches = evaluation_captions(
-            self.index, segments_of(self.encoder), global_batch=self.recipe.global_batch, reading=self.reading
+            self.index, segments_of(self.encoder), global_batch=self.recipe.global_batch, reading=self.job.reading
         )
         most = -(-VIDEOS_LOOKED_AT // self.recipe.global_batch)
-        with torch.inference_mode(), closing(batches), autocast(self.job["precision"], self.device):
+        with torch.inference_mode(), closing(batches), autocast(self.job.precision, self.device):
             seen = [self.own_vectors(model, batch.to(self.device)) for _, batch in islice(batches, most)]
         model.standardise(torch.cat(seen))
 
@@ -116,7 +123,7 @@ class Captioning:
 
     def batches(self, **lanes: Any) -> Batches:
         """This rank's part of every global batch of pairs. lanes: rank, world_size, start."""
-        return self.read(self.index, segments_of(self.encoder), self.order, **lanes, reading=self.reading)
+        return self.read(self.index, segments_of(self.encoder), self.order, **lanes, reading=self.job.reading)
 
     def keys(self, numbers: list[int]) -> list[str]:
         """The names of the videos of the order's pairs."""
@@ -142,7 +149,7 @@ class Captioning:
         model, tally, rows = self.whole_model(engine), self.tally(), []
         with torch.inference_mode(), closing(self.validation_batches()) as batches:
             for _, batch in batches:
-                with autocast(self.job["precision"], self.device):
+                with autocast(self.job.precision, self.device):
                     rows += self.validate_batch(model, batch.to(self.device), tally)
         return tally.read() | self.scores(all_rows(rows))
 
@@ -159,7 +166,7 @@ class Captioning:
         for some, of in zip(words.split(CAPTIONS_AT_ONCE), video.split(CAPTIONS_AT_ONCE), strict=True):
             log_probs, _ = model.decoder(vectors[of], segments[of], some, torch.zeros_like(of))
             tally.add(log_probs, some)
-        if not self.job["metrics"]:
+        if not self.metrics:
             return []
         found = beam_search(model.decoder, vectors, segments, self.recipe.beam, self.recipe.max_words + 1)
         return [
@@ -169,16 +176,16 @@ class Captioning:
 
     def scores(self, rows: list[dict[str, Any]]) -> dict[str, float]:
         """The scores of all ranks' captions, computed by rank 0, which also reports some of them."""
-        if not self.job["metrics"]:
+        if not self.metrics:
             return {}
         scores: list[dict[str, float]] = [{}]
-        if dist.get_rank() == 0:
+        if self.context.rank == 0:
             found = {row["key"]: row["caption"] for row in rows}
             references = {row["key"]: row["references"] for row in rows}
-            scores = [caption_scores(references, found, self.job["metrics"]).total]
+            scores = [caption_scores(references, found, self.metrics).total]
             shown = sorted(rows, key=lambda row: row["key"])[:SAMPLES_SHOWN]
             self.context.report(CaptionTable(name="validation-captions.json", rows=as_table(shown)))
-        if dist.get_world_size() > 1:
+        if self.context.world_size > 1:
             dist.broadcast_object_list(scores, src=0)
         return scores[0]
 
@@ -192,12 +199,12 @@ class Captioning:
 
     def validation_batches(self) -> Any:
         return evaluation_captions(
-            Index(self.job["shards"], "val"),
+            Index(self.job.shards, "val"),
             segments_of(self.encoder),
             global_batch=self.recipe.global_batch,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-            reading=self.reading,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+            reading=self.job.reading,
         )
 
 
@@ -269,9 +276,8 @@ def check_task(model: Model, source: str | None = None) -> None:
 # The driver's side
 
 
-def prepare(recipe: CaptionRecipe, shards: str, tracking_uri: str, fresh: bool) -> dict[str, Any]:
-    """Finds out, before anything is started, what would stop a worker later. Gives back what workers get to know besides:
-    "metrics" of a validation, and of a fresh run its "vocabulary" and "encoder".
+def prepare(recipe: CaptionRecipe, shards: str, tracking_uri: str, fresh: bool) -> PreparedCaptions:
+    """Raises in the driver, before anything is started, what would stop a worker later.
 
     Raises BadShards for data without captions, BadCaptions for captions of which no vocabulary can be made, BadEncoder for an
     encoder that cannot be had or is not the one of the vectors, ValueError for a score that cannot be computed here.
@@ -284,17 +290,17 @@ def prepare(recipe: CaptionRecipe, shards: str, tracking_uri: str, fresh: bool) 
     Order([shard.captions for shard in index.shards], recipe.global_batch, recipe.seed)
     metrics = validation_metrics(recipe.select)
     if not fresh:
-        return {"metrics": metrics}
+        return PreparedCaptions(metrics)
     vocabulary = Vocabulary.build(all_captions(index), recipe.max_vocabulary, recipe.min_count)
     encoder = encoder_for(recipe, index, tracking_uri)
-    return {"metrics": metrics, "vocabulary": list(vocabulary.words), "encoder": encoder}
+    return PreparedCaptions(metrics, vocabulary.words, encoder)
 
 
-def validation_metrics(select: str) -> list[str]:
+def validation_metrics(select: str) -> tuple[str, ...]:
     """The scores of each validation's captions: none without pycocoevalcap; METEOR, which starts Java, only where it selects."""
     if find_spec("pycocoevalcap") is None:
-        return []
-    return [name for name in METRICS if name != "meteor" or select == "meteor"]
+        return ()
+    return tuple(name for name in METRICS if name != "meteor" or select == "meteor")
 
 
 def encoder_for(recipe: CaptionRecipe, index: Index, tracking_uri: str) -> dict[str, Any]:

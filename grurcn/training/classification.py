@@ -1,11 +1,10 @@
-"""Action recognition, as the training loop sees a task: clip batches -> votes of the levels -> loss, and its validation."""
+"""The task classification: clip batches -> log-probabilities of the levels -> loss, and its validation."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from cluster.workers.collectives import all_rows
@@ -19,32 +18,28 @@ from grurcn.models.votes import log_mean_vote
 from grurcn.training.losses import Tally, loss_function
 from grurcn.training.pretrained import first_weights
 from grurcn.training.recipes import Recipe
+from grurcn.training.task import Prepared, Reader, WorkerJob
 from shards.index import Index
 from shards.reading.order import Order
-from shards.reading.stream import ClipBatch, Reading, evaluation_batches, train_batches
+from shards.reading.stream import ClipBatch, evaluation_batches, train_batches
 
 Batches = Generator[tuple[tuple[int, int], ClipBatch], None, None]
 
 
-class Recognition:
+class Classification:
     """Which class a video belongs to."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        job: Mapping[str, Any],
-        context: WorkerContext,
-        read: Callable[..., Batches] = train_batches,
+        self, job: WorkerJob, context: WorkerContext, meta: Mapping[str, Any] | None, read: Reader = train_batches
     ):
-        self.recipe, self.job, self.read = recipe, job, read
-        self.device = context.device
-        self.index = Index(job["shards"], "train")
-        self.reading = Reading(**job["reading"])
-        self.judged: dict[str, Any] | None = None  # what the last validation got right and wrong, over all ranks
-        self.order = Order([shard.samples for shard in self.index.shards], recipe.global_batch, recipe.seed)
+        assert isinstance(job.recipe, Recipe)
+        self.recipe, self.job, self.context, self.read = job.recipe, job, context, read
+        self.index = Index(job.shards, "train")
+        self.order = Order([shard.samples for shard in self.index.shards], self.recipe.global_batch, self.recipe.seed)
+        self.confusion: dict[str, Any] | None = None  # of the last validation, over all ranks
 
     @property
-    def about(self) -> dict[str, Any]:
+    def model_meta(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that its model can be used without the data."""
         return {"classes": list(self.index.info.classes), "packing": vars(self.index.info.packing)}
 
@@ -62,24 +57,22 @@ class Recognition:
         return "loss"
 
     def build(self, fresh: bool) -> nn.Module:
-        """The model; pretrained weights are read for a fresh start only, as a checkpoint has its own."""
-        recipe = self.recipe
-        weights = first_weights(recipe.model, self.job["tracking_uri"]) if fresh else None
+        """The model. Pretrained weights are read for a fresh start only, as a checkpoint has its own."""
+        model, clips = self.recipe.model, self.recipe.clips
+        weights = first_weights(model, self.job.tracking_uri) if fresh else None
         num_classes = len(self.index.info.classes)
-        return build_model(
-            recipe.model, num_classes, recipe.seed, weights, recipe.clips.channels, self.job["recompute"]
-        )
+        return build_model(model, num_classes, self.recipe.seed, weights, clips.channels, self.job.recompute)
 
     def batches(self, **lanes: Any) -> Batches:
         """This rank's part of every global batch. lanes: rank, world_size, start."""
-        return self.read(self.index, self.recipe.clips, self.order, **lanes, reading=self.reading)
+        return self.read(self.index, self.recipe.clips, self.order, **lanes, reading=self.job.reading)
 
     def keys(self, numbers: list[int]) -> list[str]:
         """The names of the order's samples."""
         return [sample.key for sample in self.index.samples(numbers)]
 
     def tally(self) -> Tally:
-        return Tally(self.device)
+        return Tally(self.context.device)
 
     def loss(self, model: Callable[..., Tensor], batch: ClipBatch, tally: Tally) -> Tensor:
         """The loss of some clips, a scalar; their scores go to the tally."""
@@ -94,18 +87,18 @@ class Recognition:
 
     def validate(self, engine: Any) -> dict[str, float]:
         """loss, top1, top5 of the middle clip of each validation video, centre view. Every rank calls it."""
-        index = Index(self.job["shards"], "val")
+        index = Index(self.job.shards, "val")
         tally, judgement = self.tally(), Judgement(index.info.classes, level_names(self.recipe))
         with torch.inference_mode(), closing(self.validation_batches(index)) as batches:
             for _, batch in batches:
-                part = batch.to(self.device)
+                part = batch.to(self.context.device)
                 levels = self.levels(engine, part)
                 tally.add(log_mean_vote(levels), part.label, part.weight)
                 kept = part.weight > 0
                 numbers: list[int] = part.sample[kept].tolist()
                 keys = [sample.key for sample in index.samples(numbers)]
                 judgement.add(levels[kept].exp(), part.label[kept], keys, numbers)
-        self.judged = joined(judgement)
+        self.confusion = joined(judgement)
         return tally.read()
 
     def validation_batches(self, index: Index) -> Any:
@@ -113,9 +106,9 @@ class Recognition:
             index,
             self.recipe.clips,
             global_batch=self.recipe.global_batch,
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-            reading=self.reading,
+            rank=self.context.rank,
+            world_size=self.context.world_size,
+            reading=self.job.reading,
         )
 
 
@@ -128,8 +121,8 @@ def joined(judgement: Judgement) -> dict[str, Any]:
     return whole.to_dict()
 
 
-def prepare(recipe: Recipe, shards: str, tracking_uri: str, fresh: bool) -> dict[str, Any]:
-    """Finds out, before anything is started, what would stop a worker later. Gives back what workers get to know besides."""
+def prepare(recipe: Recipe, shards: str, tracking_uri: str, fresh: bool) -> Prepared:
+    """Raises in the driver, before anything is started, what would stop a worker later."""
     index = Index(shards, "train")
     index.check_videos()
     index.check_classes()
@@ -139,4 +132,4 @@ def prepare(recipe: Recipe, shards: str, tracking_uri: str, fresh: bool) -> dict
     Order([shard.samples for shard in index.shards], recipe.global_batch, recipe.seed)
     weights = first_weights(recipe.model, tracking_uri) if fresh else None
     build_model(recipe.model, len(index.info.classes), recipe.seed, weights, recipe.clips.channels)
-    return {}
+    return Prepared()

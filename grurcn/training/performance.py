@@ -1,11 +1,11 @@
-"""How fast and how large a training is, for MLflow: the same names and units for every run.
+"""How fast and how large a training is, as metrics: the same names and units for every run.
 
 perf/clips_per_second     over all workers
-perf/data_wait            share of the time that was waited for data
-perf/step_seconds_p50, _p95   half and 95 % of the steps took at most so long
-perf/mfu                  share of the GPUs' published rate of multiplications that the model itself needed; where it is known
-perf/slowest_worker, perf/slowest_ratio   whose own part of a step took longest, and how many times as long as the others'
-perf/memory_gib, perf/gpu_memory_gib      of the largest worker: its process; the most that its GPU has held
+perf/data_wait_fraction   fraction of the time that was spent waiting for data
+perf/step_seconds_p50, _p95   50 % and 95 % of the steps took at most so long
+perf/mfu                  model FLOPs utilisation: the model's own FLOP/s over the GPUs' published peak, where that is known
+perf/slowest_worker, perf/slowest_ratio   rank whose own part of a step takes longest, and its seconds over the others' median
+perf/memory_gib, perf/gpu_memory_gib      of the largest worker: memory of the process, and peak memory of its GPU
 """
 
 import math
@@ -15,29 +15,29 @@ import psutil
 import torch
 
 from cluster.precision import resolve_precision
-from cluster.workers.collectives import Agreement
+from cluster.workers.collectives import Collectives
 from grurcn.training.gpu_specs import flops_per_second
 from grurcn.training.stopwatch import Stopwatch
 
 
 def performance(
-    agreement: Agreement, watch: Stopwatch, flops_per_clip: int | None, device: torch.device, precision: str
+    collectives: Collectives, watch: Stopwatch, flops_per_clip: int | None, device: torch.device, precision: str
 ) -> tuple[dict[str, float], list[float]]:
     """{name: value} since the stopwatch was made, and each worker's own seconds of a step. Every rank calls it."""
-    own = agreement.gather(watch.own_seconds())
+    own = collectives.gather(watch.own_seconds())
     slowest, ratio = slowest_of(own)
     values = watch.read() | {"slowest_worker": slowest, "slowest_ratio": ratio}
-    values["memory_gib"] = max(agreement.gather(psutil.Process().memory_info().rss / 2**30))
+    values["memory_gib"] = max(collectives.gather(psutil.Process().memory_info().rss / 2**30))
     if device.type == "cuda":
-        values["gpu_memory_gib"] = max(agreement.gather(torch.cuda.max_memory_allocated(device) / 2**30))
-    rate = sum(agreement.gather(rate_of(device, precision)))
+        values["gpu_memory_gib"] = max(collectives.gather(torch.cuda.max_memory_allocated(device) / 2**30))
+    rate = sum(collectives.gather(rate_of(device, precision)))
     if flops_per_clip and not math.isnan(rate):
         values["mfu"] = flops_per_clip * values["clips_per_second"] / rate
     return values, own
 
 
 def rate_of(device: torch.device, precision: str) -> float:
-    """A device's published FLOP/s in a precision; not a number where it is not known."""
+    """A device's published peak FLOP/s in a precision; NaN if unknown."""
     if device.type != "cuda":
         return math.nan
     return flops_per_second(torch.cuda.get_device_name(device), resolve_precision(precision, device)) or math.nan

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides a run's numbers, by name. Where and on how many workers it runs is not part of it.
+"""Recipes: everything that decides a run's numbers, by name. Where a run computes, and on how many workers, is not part of it.
 
 A recipe's docstring states its command, its cost, the paper's number and ours.
 """
@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from grurcn.models.config import ModelConfig
 from grurcn.models.trunks.base import trunk_spec
@@ -18,43 +18,47 @@ from shards.reading.clips import ClipConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learning:
-    """How a run learns, whatever its task (recognition: Recipe; captioning: caption_recipes.py)."""
+class TrainingRecipe:
+    """What the recipes of all tasks have (classification: Recipe; captioning: CaptionRecipe)."""
+
+    task: ClassVar[str]
+    """The name that the task is registered under (task.py)."""
 
     optim: OptimConfig = field(default_factory=OptimConfig)
     global_batch: int = 64
     """Videos in one step, over all workers."""
     num_steps: int = 20_000
-    """Most steps; early stopping may end a run before."""
+    """Number of steps; early stopping may end a run before."""
     val_every: int = 500
-    """Steps from one validation to the next."""
+    """Validate every N steps."""
     patience: int = 10
-    """Validations without a better log-probability after which training stops; 0 never stops early."""
+    """Stop after N validations without a better log-probability; 0 never stops early."""
     seed: int = 0
-    """Of the first weights, the order of samples, clips, crops and dropout."""
+    """Random seed of the first weights, the order of samples, clips, crops and dropout."""
 
     def __post_init__(self) -> None:
-        if self.global_batch < 1 or self.num_steps < 1 or self.val_every < 1 or self.patience < 0 or self.seed < 0:
-            raise ValueError(
-                f"wanted global_batch, num_steps and val_every of at least 1, patience and seed of at least 0; found "
-                f"{self.global_batch}, {self.num_steps}, {self.val_every}, {self.patience}, {self.seed}"
-            )
+        for name, least in (("global_batch", 1), ("num_steps", 1), ("val_every", 1), ("patience", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)}: expected at least {least}")
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """The recipe as JSON, with the name of its task."""
+        return {"task": self.task, **dataclasses.asdict(self)}
 
     def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of all values. The task's name is left out: runs of before did not have it, and must still resume."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe(Learning):
-    """What a recognition run is."""
+class Recipe(TrainingRecipe):
+    """A classification run."""
 
+    task: ClassVar[str] = "classification"
     model: ModelConfig = field(default_factory=ModelConfig)
     clips: ClipConfig = field(default_factory=ClipConfig)
     loss: str = "mean"
-    """mean: negative log of the levels' mean probability; heads: mean of the levels' own losses."""
+    """mean: negative log of the levels' mean probability; heads: mean of the losses of the levels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,15 +67,19 @@ class Recipe(Learning):
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Recipe":
-        """The recipe that to_dict, by way of JSON, wrote."""
+        """The recipe that to_dict wrote as JSON."""
         return Recipe(
             **{
-                **content,
+                **without_task(content),
                 "model": ModelConfig(**as_tuples(content["model"])),
                 "clips": ClipConfig(**as_tuples(content["clips"])),
                 "optim": OptimConfig(**content["optim"]),
             }
         )
+
+
+def without_task(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key != "task"}
 
 
 def as_tuples(content: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +95,7 @@ def flat(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-R = TypeVar("R", bound=Learning)
+R = TypeVar("R", bound=TrainingRecipe)
 
 
 def changed(recipe: R, **changes: Any) -> R:

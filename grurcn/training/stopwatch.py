@@ -1,4 +1,4 @@
-"""How fast steps go, how much of the time they wait for data, and how long this worker's own part takes."""
+"""Times of steps: how long they take, what fraction waits for data, and how long this worker's own part takes."""
 
 import math
 import time
@@ -8,7 +8,7 @@ import torch
 
 
 class Stopwatch:
-    """Since it was made; pauses do not count."""
+    """Measures from its creation on; pauses do not count."""
 
     def __init__(self, clips_per_step: int, device: torch.device):
         self.clips_per_step, self.device = clips_per_step, device
@@ -19,15 +19,15 @@ class Stopwatch:
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def waiting(self) -> "Span":
-        """For data."""
+        """A block that waits for data."""
         return Span(self, "waited")
 
     def pausing(self) -> "Span":
-        """For validation and the copy of a checkpoint."""
+        """A block that is no part of a step: validation, or the copy of a checkpoint."""
         return Span(self, "paused")
 
     def computing(self) -> Any:
-        """The forward pass: the part of a step in which no worker waits for another."""
+        """A forward pass: the part of a step in which no worker waits for another."""
         return EventSpan(self.events) if self.device.type == "cuda" else Span(self, "computed")
 
     def step_done(self) -> None:
@@ -44,13 +44,13 @@ class Stopwatch:
         seconds = time.perf_counter() - self.started - self.paused
         return {
             "clips_per_second": self.steps * self.clips_per_step / seconds,
-            "data_wait": self.waited / seconds,
+            "data_wait_fraction": self.waited / seconds,
             "step_seconds_p50": quantile(self.step_seconds, 0.50),
             "step_seconds_p95": quantile(self.step_seconds, 0.95),
         }
 
     def own_seconds(self) -> float:
-        """Of a step, this worker's own part: waiting for data, and the forward pass."""
+        """Seconds of a step that are this worker's own: waiting for data, and the forward pass."""
         for start, end in self.events:
             end.synchronize()
             self.computed += start.elapsed_time(end) / 1000
@@ -58,13 +58,13 @@ class Stopwatch:
         return (self.waited + self.computed) / max(1, self.steps)
 
 
-def quantile(values: list[float], share: float) -> float:
-    """The smallest value that such a share of all values, at least one, does not exceed."""
-    return sorted(values)[max(1, math.ceil(share * len(values))) - 1]
+def quantile(values: list[float], fraction: float) -> float:
+    """The smallest of the values that at least this fraction of them does not exceed."""
+    return sorted(values)[max(1, math.ceil(fraction * len(values))) - 1]
 
 
 class Span:
-    """Adds the time that a block takes to one of a stopwatch's sums."""
+    """Adds the seconds of a block to one of a stopwatch's sums."""
 
     def __init__(self, watch: Stopwatch, name: str):
         self.watch, self.name = watch, name

@@ -155,9 +155,7 @@ def train_decoder(name: str, folder: Path, workers: int) -> Decoded:
     encode.main(encode.Encode(shards=str(folder / "captions"), out=str(shards), encoder=encoder, storage=str(runs)))
     options = {"storage": str(runs), "name": f"caption-{name}", "experiment": "demo-caption", "log_every": 100}
     recipe = changed(caption_small(), encoder={"segments": SEGMENTS})
-    train.main(
-        "caption-small", train.TrainCaptions(recipe=recipe, shards=str(shards), on=Workers(workers=workers), **options)
-    )
+    train.main("caption-small", train.Train(recipe=recipe, shards=str(shards), on=Workers(workers=workers), **options))
     file = folder / f"caption-{name}.json"
     caption.main(caption.Caption(run=str(runs / f"caption-{name}"), shards=str(shards), json=file))
     result = json.loads(file.read_text())

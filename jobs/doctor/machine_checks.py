@@ -140,7 +140,7 @@ def check_cores(machines: Sequence[MachineFacts]) -> list[Finding]:
         count = len(each.devices.gpus)
         if count and each.cores < MIN_CORES_PER_GPU * count:
             text = f"{each.name}: {each.cores} to decode videos for {count} GPUs; expected {MIN_CORES_PER_GPU} a GPU"
-            fix = "use fewer GPUs of the machine, or one with more cores; `perf/data_wait` in MLflow shows whether it matters"
+            fix = "use fewer GPUs there, or more cores; `perf/data_wait_fraction` in MLflow shows whether it matters"
             found.append(warning("CPU cores", text, fix))
     cores = " + ".join(str(each.cores) for each in machines)
     memory = " + ".join(f"{each.memory_bytes / GIB:.0f}" for each in machines)
@@ -234,7 +234,7 @@ def check_shards(machines: Sequence[MachineFacts]) -> list[Finding]:
         speed = f"{1000 * reading.first_byte_seconds:.0f} ms to the first byte, {megabytes(reading.bytes_per_second)}/s"
         text = f"{each.name}: {speed} of {reading.shard}"
         if reading.bytes_per_second < SLOW_READ_BYTES and reading.read_bytes >= MIN_READ_BYTES:
-            fix = "move the shards nearer, if perf/data_wait in MLflow shows that a training waits for them"
+            fix = "move the shards nearer, if perf/data_wait_fraction in MLflow shows that a training waits for them"
             found.append(warning("shards", text, fix))
         else:
             found.append(ok("shards", text))

@@ -10,8 +10,10 @@ from cluster.workers.context import WorkerContext
 from cluster.workers.events import Stopped
 from grurcn.training.classification import Batches
 from grurcn.training.loop import train_worker
+from grurcn.training.result import RunResult
+from grurcn.training.task import WorkerJob
 from jobs.command import Command
-from jobs.train import COMMAND, Job, main
+from jobs.train import COMMAND, Train, main
 from shards.reading.stream import train_batches
 
 STEP_SECONDS = 0.25
@@ -23,9 +25,9 @@ def paced_batches(*args: Any, **options: Any) -> Batches:
         yield batch
 
 
-def paced_worker(job: dict[str, Any], context: WorkerContext) -> dict[str, Any] | Stopped:
+def paced_worker(job: WorkerJob, context: WorkerContext) -> RunResult | Stopped:
     return train_worker(job, context, paced_batches)
 
 
 if __name__ == "__main__":
-    Command[tuple[str, Job]](COMMAND.options, lambda chosen: main(*chosen, paced_worker), COMMAND.description).run()
+    Command[tuple[str, Train]](COMMAND.options, lambda chosen: main(*chosen, paced_worker), COMMAND.description).run()

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.workers.events import Event, Progress
+from grurcn.training.result import RunResult
+from grurcn.training.task import WorkerJob
 
 LIMIT_SECONDS = 300.0
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["grurcn.training.loop", "torch._dynamo"])  # imported once, not in each process
 
 
-def train_on(world_size: int, folder: Path, job: dict[str, Any], kill_after: int | None = None) -> list[dict[str, Any]]:
+def train_on(world_size: int, folder: Path, job: WorkerJob, kill_after: int | None = None) -> list[dict[str, Any]]:
     """Runs so many ranks to their end, or, after a number of events, kills all of them. Gives back their results."""
     (folder / "store").unlink(missing_ok=True)
     (folder / "events").touch()
@@ -74,13 +76,14 @@ def batches_read(folder: Path) -> dict[tuple[int, int], set[tuple[str, ...]]]:
     return found
 
 
-def rank_main(rank: int, world_size: int, folder: Path, job: dict[str, Any]) -> None:
+def rank_main(rank: int, world_size: int, folder: Path, job: WorkerJob) -> None:
     import torch
     import torch.distributed as dist
     from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 
     from cluster.workers.context import WorkerContext
     from grurcn.training.loop import train_worker
+    from grurcn.training.recipes import Recipe
     from shards.reading.stream import train_batches
 
     torch.set_num_threads(1)
@@ -111,6 +114,7 @@ def rank_main(rank: int, world_size: int, folder: Path, job: dict[str, Any]) -> 
         context = WorkerContext(
             device=torch.device("cpu"), rank=rank, world_size=world_size, report=report, stop_requested=lambda: False
         )
-        result = train_worker(job, context, None if "decoder" in job["recipe"] else read)
-    (folder / f"result-{rank}").write_text(json.dumps(result))
+        result = train_worker(job, context, read if isinstance(job.recipe, Recipe) else None)
+    assert isinstance(result, RunResult)
+    (folder / f"result-{rank}").write_text(json.dumps(result.to_dict()))
     dist.destroy_process_group()

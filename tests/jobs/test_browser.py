@@ -108,7 +108,7 @@ def test_mlflows_pages_show_a_run_with_its_curves_pictures_machines_and_models(f
 
         page.wait_for_timeout(5000)  # charts are laid out once, for the metrics that have arrived by then
         page.get_by_role("tab", name="Model metrics").click()
-        shows(page, "clips_per_second", "data_wait", "memory_gib", "step_seconds_p50")
+        shows(page, "clips_per_second", "data_wait_fraction", "memory_gib", "step_seconds_p50")
         page.get_by_placeholder("Search metric charts").fill("train|val")
         shows(page, "loss", "top1", "top5", "learning_rate")
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot .scatterlayer path.js-line').length > 3")

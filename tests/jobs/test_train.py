@@ -17,7 +17,7 @@ from cluster.checkpoints.run_folder import OtherRun, RunFolder, load_best
 from cluster.tracking.models import BEST, CHECKPOINT, LoggedModels
 from cluster.tracking.server import NoTracking, tracking_uri
 from grurcn.models.trunks.base import BadWeights
-from grurcn.training.loop import Diverged
+from grurcn.training.divergence import Diverged
 from grurcn.training.optim import OptimConfig
 from jobs import train
 from shards.reading.order import BadBatch
@@ -55,7 +55,7 @@ def test_mlflow_has_one_run_with_parameters_metrics_tags_and_artifacts(finished,
         "train/learning_rate",
         "val/loss",
         "perf/clips_per_second",
-        "perf/data_wait",
+        "perf/data_wait_fraction",
     ):
         assert name in run.data.metrics
     assert sorted(losses(finished)) == [1, 2, 3, 4, 5, 6]
@@ -164,7 +164,7 @@ def test_a_batch_that_cannot_be_made_is_refused_before_anything_starts(shards, s
         train.main("tiny", job(shards, storage, "big", recipe=dataclasses.replace(TINY, global_batch=64)))
     with pytest.raises(BadBatch, match=r"8 cannot be shared evenly by 3 workers; workers that divide it: 1, 2, 4, 8"):
         train.main("tiny", job(shards, storage, "odd", on=Workers(workers=3)))
-    with pytest.raises(ValueError, match="8 videos of a global batch cannot be cut into 3 equal parts"):
+    with pytest.raises(ValueError, match="accumulation 3: a worker's 8 videos of a global batch do not divide into 3"):
         train.main("tiny", job(shards, storage, "odd", accumulation=3))
     assert not (storage / "big").exists()
     assert not (storage / "odd").exists()

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -71,8 +71,8 @@ def vectors(scenes: Path, recogniser: str, tmp_path_factory: pytest.TempPathFact
     return encoded(scenes, tmp_path_factory.mktemp("vectors") / "both", frame=recogniser, states=recogniser)
 
 
-def job(shards: Path, storage: Path, name: str, recipe: CaptionRecipe = SMALL, **options: Any) -> train.TrainCaptions:
-    return train.TrainCaptions(
+def job(shards: Path, storage: Path, name: str, recipe: CaptionRecipe = SMALL, **options: Any) -> train.Train:
+    return train.Train(
         shards=str(shards), recipe=recipe, storage=str(storage), name=name, log_every=1, json=storage / f"{name}.json", **options
     )  # fmt: skip
 
@@ -166,7 +166,7 @@ def arrays(vectors: Path) -> list[bytes]:
 
 
 def test_a_run_that_stops_anywhere_goes_on_with_bit_equal_losses(finished, vectors, storage):
-    def interrupted(index, segments, order, **options) -> Iterator[Any]:
+    def interrupted(index, segments, order, **options) -> Generator[Any, None, None]:
         with closing(train_captions(index, segments, order, **options)) as batches:
             yield from (batch for _, batch in zip(range(4), batches, strict=False))
         raise KeyboardInterrupt
@@ -185,9 +185,8 @@ def test_any_number_of_workers_and_zero_stage_gives_the_same_run(
     finished, vectors, recogniser, tmp_path, workers, zero
 ):
     index = Index(vectors, "train")
-    known = prepare(SMALL, str(vectors), "", fresh=True)
-    options = {**worker_job(vectors, tmp_path, SMALL, zero=zero), **known}  # type: ignore[arg-type]
-    results = train_on(workers, tmp_path, options)
+    prepared = prepare(SMALL, str(vectors), "", fresh=True)
+    results = train_on(workers, tmp_path, worker_job(vectors, tmp_path, SMALL, zero=zero, prepared=prepared))
     alone = losses(finished)
     assert {step: of[0] for step, of in reported_losses(tmp_path).items()} == pytest.approx(alone, rel=1e-5)
     assert all(result == results[0] for result in results)
@@ -376,7 +375,8 @@ def test_vectors_of_another_encoder_than_the_one_named_are_refused(vectors, reco
     with pytest.raises(BadEncoder, match="computed by another encoder"):
         refused(vectors, storage, encoder=EncoderConfig(segments=3, frame=recogniser))
     same = EncoderConfig(segments=3, frame=recogniser, states=recogniser)
-    assert prepare(dataclasses.replace(SMALL, encoder=same), str(vectors), "", fresh=True)["encoder"]["segments"] == 3
+    prepared = prepare(dataclasses.replace(SMALL, encoder=same), str(vectors), "", fresh=True)
+    assert prepared.encoder == Index(vectors, "train").info.encoder
 
 
 def test_runs_of_another_task_or_kind_are_no_encoders(finished, scenes, shards, storage, recogniser):
@@ -416,7 +416,7 @@ def test_a_lost_or_changed_file_of_the_encoders_weights_is_named(scenes, recogni
 
 
 def test_a_beam_of_none_is_refused():
-    with pytest.raises(ValueError, match="beam 0: wanted at least 1"):
+    with pytest.raises(ValueError, match="beam 0: expected at least 1"):
         dataclasses.replace(SMALL, beam=0)
     with pytest.raises(ValueError, match="beam 0: expected at least 1"):
         caption.Caption(run="runs/x", shards="data/x", beam=0)
@@ -433,7 +433,7 @@ def test_runs_of_one_task_are_not_used_for_the_other(finished, vectors, scenes, 
         caption.main(caption.Caption(run=recogniser, shards=str(vectors)))
     with pytest.raises(OtherTask, match="a captioning model; expected a classification model"):
         evaluate.main(evaluate.Evaluate(run=str(storage / "captions"), shards=str(shards)))
-    with pytest.raises(OtherRun, match="one learns captions, the other classes"):
+    with pytest.raises(OtherRun, match="task classification there, captioning here"):
         train.main("small", job(vectors, storage, "recogniser"))
     with pytest.raises(
         BadShards, match=r"holds vectors that an encoder computed \(python -m jobs\.encode\), no videos"

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.engine import start_world_of_one
-from cluster.workers.collectives import Agreement
+from cluster.workers.collectives import Collectives
 from cluster.workers.system_monitor import SystemMonitor
 from grurcn.training import performance
 from grurcn.training.gpu_specs import flops_per_second
@@ -20,10 +20,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def agreement() -> Agreement:
+def collectives() -> Collectives:
     if not dist.is_initialized():
         start_world_of_one(CPU)
-    return Agreement()
+    return Collectives()
 
 
 class Clock:
@@ -48,7 +48,7 @@ def test_steps_are_timed_without_the_pauses_between_them(monkeypatch):
     assert watch.step_seconds == [2.0, 3.0, 4.0]
     assert watch.read() == {
         "clips_per_second": pytest.approx(24 / 9),
-        "data_wait": pytest.approx(1 / 9),
+        "data_wait_fraction": pytest.approx(1 / 9),
         "step_seconds_p50": 3.0,
         "step_seconds_p95": 4.0,
     }
@@ -67,7 +67,7 @@ def test_the_slowest_worker_is_compared_with_the_median_of_the_others():
     assert slowest_of([3.0]) == (0, 1.0)
 
 
-def test_the_share_of_a_gpus_rate_is_told_where_that_is_known(monkeypatch, agreement):
+def test_the_share_of_a_gpus_rate_is_told_where_that_is_known(monkeypatch, collectives):
     """100 clips a second of 1e12 operations on one H100: 1e14 of 9.89e14 a second."""
     monkeypatch.setattr(
         performance, "rate_of", lambda device, precision: flops_per_second("NVIDIA H100 80GB HBM3", "bf16")
@@ -76,17 +76,17 @@ def test_the_share_of_a_gpus_rate_is_told_where_that_is_known(monkeypatch, agree
     watch = Stopwatch(100, CPU)
     clock.now += 1
     watch.step_done()
-    values, own = performance.performance(agreement, watch, 10**12, CPU, "bf16")
+    values, own = performance.performance(collectives, watch, 10**12, CPU, "bf16")
     assert values["mfu"] == pytest.approx(1e14 / 9.89e14)
     assert 0 < values["memory_gib"] < 1000
     assert "gpu_memory_gib" not in values
     assert len(own) == 1
 
 
-def test_on_a_cpu_no_share_is_told(agreement):
+def test_on_a_cpu_no_share_is_told(collectives):
     watch = Stopwatch(1, CPU)
     watch.step_done()
-    assert "mfu" not in performance.performance(agreement, watch, 10**12, CPU, "fp32")[0]
+    assert "mfu" not in performance.performance(collectives, watch, 10**12, CPU, "fp32")[0]
 
 
 @pytest.mark.parametrize(
