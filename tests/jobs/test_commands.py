@@ -1,15 +1,17 @@
 """`grurcn` and `python -m jobs`: the list of commands, running one, and completing its words."""
 
+import json
 import os
 import subprocess
 import sys
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import COMMANDS, NAMES, listing
-from jobs.command import wrapped
+from jobs.command import Command, Configurations, finish, wrapped
+from jobs.commands import COMMANDS, NAMES, listing
 
 ROOT = Path(__file__).parents[2]
 SLOW_PACKAGES = ("torch", "ray", "tyro", "numpy")
@@ -34,7 +36,7 @@ def test_every_command_is_listed_in_a_line():
 
 def test_the_list_needs_no_package():
     script = f"import sys\nfor name in {SLOW_PACKAGES}: sys.modules[name] = None\n"
-    script += "sys.argv = ['bin/grurcn', '--help']\nfrom jobs.__main__ import main\nmain()"
+    script += "sys.argv = ['bin/grurcn', '--help']\nfrom jobs.commands import main\nmain()"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: grurcn COMMAND")
@@ -48,7 +50,7 @@ def test_a_command_that_does_not_exist_is_one_line_with_the_nearest():
 
 def test_the_console_script_is_this_list():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert scripts == {"grurcn": "jobs.__main__:main"}
+    assert scripts == {"grurcn": "jobs.commands:main"}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_help_names_the_program_as_it_was_called(program, module, words):
 
 
 def test_examples_of_the_console_script_are_typed_as_it_is():
-    script = "import sys; sys.argv = ['bin/grurcn', 'fuse', '--help']; from jobs.__main__ import main; main()"
+    script = "import sys; sys.argv = ['bin/grurcn', 'fuse', '--help']; from jobs.commands import main; main()"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("usage: grurcn fuse [-h]")
     assert "\n    grurcn fuse " in done.stdout
@@ -108,10 +110,63 @@ FILE holds:
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Add:
+    """Options of a command."""
+
+    number: int = 1
+    """A number."""
+    json: Path | None = None
+    """Write the result to this file."""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "printed"),
+    [
+        (ValueError("a.mp4: no video"), 1, "error: a.mp4: no video\n"),
+        (FileNotFoundError(2, "No such file or directory", "a.mp4"), 1, "error: a.mp4: No such file or directory\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on\n"),
+    ],
+)
+def test_an_expected_error_is_one_line_and_a_status(error, status, printed, capsys):
+    def fails(job: Add) -> int:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        Command(Add, fails, "Adds.").run([], "add")
+    assert ended.value.code == status
+    assert capsys.readouterr().err == printed
+
+
+def test_a_fault_of_ours_keeps_its_stack_trace():
+    with pytest.raises(ZeroDivisionError):
+        Command(Add, lambda job: 1 // 0, "Adds.").run([], "add")
+
+
+def test_the_result_is_a_line_and_json(tmp_path, capsys):
+    def add(job: Add) -> int:
+        finish(f"one more is {job.number + 1}", {"sum": job.number + 1}, job.json)
+        return 3
+
+    with pytest.raises(SystemExit) as ended:
+        Command(Add, add, "Adds.").run(["--number", "2", "--json", str(tmp_path / "new" / "sum.json")], "add")
+    assert ended.value.code == 3
+    assert capsys.readouterr().out == "one more is 3\n"
+    assert json.loads((tmp_path / "new" / "sum.json").read_text()) == {"sum": 3}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["sum.json"]
+
+
+def test_configurations_are_a_name_and_options_with_changes():
+    options = Configurations({"small": ("Small.", Add(number=2)), "large": ("Large.", Add(number=9))})
+    command = Command[tuple[str, Add]](options, lambda chosen: 0, "Adds.")
+    assert command.parse(["large"], "add") == ("large", Add(number=9))
+    assert command.parse(["small", "--number", "3"], "add") == ("small", Add(number=3))
+
+
 @pytest.fixture(scope="module")
 def completion(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("completion") / "grurcn"
-    script = "import sys; sys.argv = ['grurcn', '--print-completion', 'bash']; from jobs.__main__ import main; main()"
+    script = "import sys; sys.argv = ['grurcn', '--print-completion', 'bash']; from jobs.commands import main; main()"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     path.write_text(done.stdout)

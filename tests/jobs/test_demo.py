@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jobs.__main__ import load
+from jobs.commands import load
 
 
 @pytest.mark.nightly

@@ -34,7 +34,7 @@ from grurcn.drawing import clip_frames as preview_clips
 from grurcn.drawing.contact_sheet import flow_colours
 from grurcn.drawing.preview import choose, train_clip_of
 from grurcn.models.pixels import to_clips
-from jobs.inspect_shards import __main__ as inspect_shards
+from jobs.commands import load
 from jobs.inspect_shards.index import MakeIndex
 from jobs.inspect_shards.info import Info
 from jobs.inspect_shards.preview import Preview
@@ -49,6 +49,8 @@ from shards.store import BadShards, FolderStore, open_store
 from shards.summary import quantiles
 from shards.verify import Fault, check_index
 
+inspect_shards = load("inspect_shards")
+
 ROOT = Path(__file__).parents[2]
 FRAMES = [8, 9, 10, 11, 12, 8, 9, 10, 11]
 SPLITS = ("train", "train", "val")
@@ -62,7 +64,7 @@ def run(job: Any) -> tuple[int, dict[str, Any]]:
         status = inspect_shards.main(replace(job, json=file))
         result = json.loads(file.read_text())
     kind = {Info: "info", Verify: "verify", Preview: "preview", MakeIndex: "index"}[type(job)]
-    documented = re.split(rf"\n  {kind} ", inspect_shards.__doc__ or "")[1].splitlines()[0]
+    documented = re.split(rf"\n  {kind} ", inspect_shards.description or "")[1].splitlines()[0]
     assert all(key in documented for key in result)
     return status, result
 
@@ -773,7 +775,7 @@ def test_all_samples_are_drawn_where_there_are_fewer(packed):
 def command(*words: str) -> int:
     """The status of a command line."""
     with pytest.raises(SystemExit) as ended:
-        inspect_shards.COMMAND.run(words)
+        inspect_shards.run(words)
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

@@ -35,7 +35,7 @@ from captioned import (
 from servers import s3_server
 from videos import listing_of, pack
 
-from jobs.inspect_shards import __main__ as inspect_shards
+from jobs.commands import load
 from jobs.inspect_shards.index import MakeIndex
 from jobs.inspect_shards.info import Info
 from jobs.inspect_shards.preview import Preview
@@ -50,6 +50,8 @@ from shards.reading.stream import Reading, evaluation_batches, train_batches
 from shards.store import BadShards, open_store
 from shards.vectors import encode_shard, finish_encoding, open_encoding
 from shards.verify import Fault
+
+inspect_shards = load("inspect_shards")
 
 WebDataset: Any = wds.WebDataset  # pyright: ignore[reportAttributeAccessIssue]  # looked up when asked for
 FRAMES, COUNTS = [8, 9, 3, 10, 2, 12, 9], [2, 1, 4, 3, 1, 5, 2]

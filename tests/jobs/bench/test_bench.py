@@ -11,13 +11,13 @@ import torch
 from videos import level, listing_of, numbered_planes, pack, write_video
 
 from grurcn.models.gru import ConvGRU
-from jobs.__main__ import load
 from jobs.bench.model import Limit, ModelBench, SixProducts, UsualCell, bench_model, peak_memory, ratio_rows
 from jobs.bench.order import OrderBench, mix_error, mixing
 from jobs.bench.pack import PackBench
 from jobs.bench.read import Cost, ReadBench, order_of, ratio, rgb_clip
 from jobs.bench.read import Limit as ReadLimit
 from jobs.bench.train import TrainBench, rows_of
+from jobs.commands import load
 from shards.index import Index
 from shards.reading.clips import ClipConfig
 from shards.reading.stream import train_batches

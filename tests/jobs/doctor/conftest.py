@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.__main__ import load
+from jobs.commands import load
 from jobs.doctor import examination
 from jobs.doctor.facts import MachineFacts, RayToken, Request
 from jobs.doctor.machine import gather_machine

@@ -17,7 +17,7 @@ import pytest
 import ray
 from doctor_findings import SECRET, in_words
 
-from jobs.__main__ import load
+from jobs.commands import load
 from jobs.doctor.examination import find_cluster
 
 ROOT = Path(__file__).parents[3]

@@ -22,7 +22,7 @@ from servers import RangeServer, s3_server
 from videos import frame_numbers, numbered_planes, write_video
 from webdataset.tariterators import base_plus_ext
 
-from jobs.inspect_shards import __main__ as inspect_shards
+from jobs.commands import load
 from jobs.inspect_shards.index import MakeIndex
 from shards.dataset import read_dataset
 from shards.index import Index
@@ -45,6 +45,8 @@ from shards.reading.stream import evaluation_batches, train_batches
 from shards.sample_json import BadSample, parse_captions
 from shards.store import BadShards, BadUrl, FolderStore, open_store
 from shards.video import Limits, Packing
+
+inspect_shards = load("inspect_shards")
 
 ShardWriter: Any = wds.ShardWriter  # pyright: ignore[reportAttributeAccessIssue]  # looked up when asked for
 TarWriter: Any = wds.TarWriter  # pyright: ignore[reportAttributeAccessIssue]
