@@ -15,6 +15,9 @@ computed from such shards.
 val_perplexity, val_word_accuracy, val_bleu4, ...), mlflow_run_id, tracking_uri, seconds.
 """
 
+import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from grurcn.training.loop import train_worker
 from grurcn.training.reporting import format_scores
 from grurcn.training.task import TASKS
 from grurcn.training.train import TrainJob, Worker, train
-from jobs.command import Command, Configurations, finish
+from jobs.command import Command, Configurations, finish, wrapped_help
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +56,36 @@ def main(recipe_name: str, job: Train, worker: Worker = train_worker) -> int:
     return 0
 
 
-def configurations() -> Configurations:
-    """Each recipe's options, by the recipe's name."""
-    recipes = {name: recipe for task in TASKS.values() for name, recipe in task.recipes.items()}
-    return Configurations(
-        {
-            name: ((recipe.__doc__ or "").strip(), Train(recipe=recipe(), shards=tyro.MISSING))
-            for name, recipe in recipes.items()
-        }
-    )
+RECIPES = {name: recipe for task in TASKS.values() for name, recipe in task.recipes.items()}
+OPTIONS = Configurations(
+    {
+        name: ((recipe.__doc__ or "").strip(), Train(recipe=recipe(), shards=tyro.MISSING))
+        for name, recipe in RECIPES.items()
+    }
+)
 
 
-COMMAND = Command[tuple[str, Train]](configurations(), lambda chosen: main(*chosen), __doc__)
+@dataclass(frozen=True)
+class TrainCommand(Command[tuple[str, Train]]):
+    """The command, whose help without a recipe fits on one screen."""
+
+    def parse(self, args: Sequence[str], program: str) -> tuple[str, Train]:
+        if {"-h", "--help"}.isdisjoint(args) or not RECIPES.keys().isdisjoint(args):
+            return super().parse(args, program)
+        with wrapped_help(program):
+            print(overview(program))
+        sys.exit(0)
+
+
+def overview(program: str) -> str:
+    """What the command does, and the recipes with a line each."""
+    about = (__doc__ or "").partition("--json FILE holds")[0].strip()
+    lines = [f"  {name:<22}  {re.split('[,:;(.]', recipe.__doc__ or '')[0]}" for name, recipe in RECIPES.items()]
+    usage = f"usage: {program} RECIPE --shards FOLDER [OPTIONS]"
+    return "\n".join([usage, "", about, "", f"recipes (all options: {program} RECIPE --help):", *lines])
+
+
+COMMAND = TrainCommand(OPTIONS, lambda chosen: main(*chosen), __doc__)
 
 if __name__ == "__main__":
     COMMAND.run()

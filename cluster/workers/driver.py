@@ -80,15 +80,15 @@ class Driver(Generic[Job, Result]):
             self.raise_if_interrupted()
             if time.monotonic() > until:
                 raise NoCluster(
-                    f"waited {self.options.wait_minutes:g} minutes for {self.sizes[-1]} workers of {self.nodes.wanted()}; the "
-                    f"Ray cluster has room for {self.nodes.room()}; add machines, ask for fewer workers, or wait longer "
+                    f"waited {self.options.wait_minutes:g} minutes for {self.sizes[-1]} workers of {self.nodes.needs_text()}; "
+                    f"the Ray cluster has room for {self.nodes.room()}; add machines, ask for fewer workers, or wait longer "
                     "(--wait-minutes)"
                 )
             if is_first:
                 is_first = False
                 self.notify(
-                    f"waiting for machines: {self.sizes[-1]} workers of {self.nodes.wanted()} are needed, the Ray cluster has "
-                    f"room for {self.nodes.room()}"
+                    f"waiting for machines: {self.sizes[-1]} workers of {self.nodes.needs_text()} are needed, the Ray cluster "
+                    f"has room for {self.nodes.room()}"
                 )
             time.sleep(1.0)
         return size

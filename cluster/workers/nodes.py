@@ -22,8 +22,8 @@ class Nodes:
     def __init__(self, needs: Resources):
         self.needs = needs
 
-    def wanted(self) -> str:
-        """What one worker takes, in words."""
+    def needs_text(self) -> str:
+        """What one worker takes, such as "1 CPU and 1 GPU"."""
         return " and ".join(f"{count:g} {kind}" for kind, count in self.needs.items())
 
     def check_possible(self, least: int) -> None:
@@ -32,7 +32,7 @@ class Nodes:
         for kind, each in self.needs.items():
             if found.get(kind, 0) < least * each:
                 raise NoCluster(
-                    f"{least} workers want {least * each:g} {kind}s, the Ray cluster has {found.get(kind, 0):g}; "
+                    f"{least} workers need {least * each:g} {kind}s, but the Ray cluster has {found.get(kind, 0):g}; "
                     "ask for fewer workers or add machines"
                 )
 

@@ -67,7 +67,7 @@ class CaptionRecipe(TrainingRecipe):
 
 
 def caption() -> CaptionRecipe:
-    """LSTM with soft attention over a video's segments, as encoded by whatever is named (section 5.2, Table 2).
+    """Captions by an LSTM with soft attention over a video's segments, seen by the encoders that you name (section 5.2, Table 2).
 
     python -m jobs.train caption --shards data/msvd-encoded --workers 8
     python -m jobs.train caption --shards data/msvd --encoder.states runs/gru-rcn-bidirectional --encoder.entity imagenet
@@ -77,7 +77,7 @@ def caption() -> CaptionRecipe:
 
 
 def caption_small() -> CaptionRecipe:
-    """The same with a small decoder: for CPUs and first tries.
+    """Captions by a small LSTM decoder: for CPUs and first tries.
 
     python -m jobs.train caption-small --shards data/mine-encoded
     Cost: minutes on two CPU cores.  Paper: none.  Ours: 'python -m jobs.demo caption' (docs/results.md).

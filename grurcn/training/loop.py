@@ -16,7 +16,8 @@ from grurcn.training.divergence import LossCheck
 from grurcn.training.optim import build_optimizer, learning_rate
 from grurcn.training.reporting import Reporter
 from grurcn.training.result import RunResult
-from grurcn.training.state import Scores, TrainingState, newest_checkpoint, resume, save
+from grurcn.training.saving import newest_checkpoint, resume, save
+from grurcn.training.state import Scores, TrainingState
 from grurcn.training.stopwatch import Stopwatch
 from grurcn.training.task import Reader, Task, WorkerJob
 

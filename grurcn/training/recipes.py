@@ -161,7 +161,7 @@ def vgg16_frames_flow() -> Recipe:
 
 
 def vgg16_rnn() -> Recipe:
-    """VGG-16 RNN: a fully connected GRU of 512 units over fc7 (section 5.1, Table 1).
+    """Fully connected GRU over VGG-16's fc7: the paper's VGG-16 RNN, 512 units (section 5.1, Table 1).
 
     python -m jobs.train vgg16-rnn --shards data/ucf101 --model.weights runs/vgg16-frames --workers 8
     Cost: not yet measured; a GPU.  Paper: 78.1 % top-1.  Ours: not yet run.
@@ -170,7 +170,7 @@ def vgg16_rnn() -> Recipe:
 
 
 def vgg16_rnn_flow() -> Recipe:
-    """VGG-16 RNN on optical flow (Table 1).
+    """Fully connected GRU over VGG-16's fc7 on optical flow (VGG-16 RNN, Table 1).
 
     python -m jobs.train vgg16-rnn-flow --shards data/ucf101 --model.weights runs/vgg16-frames-flow --workers 8
     Cost: not yet measured; a GPU.  Paper: 84.9 % top-1.  Ours: not yet run.
@@ -215,12 +215,12 @@ def gru_rcn_bidirectional() -> Recipe:
 
 
 def c3d() -> Recipe:
-    """C3D, one network, on 16 frames of 112 x 112 (Tran et al. 2015, Table 1), from nothing, or from weights that you name.
+    """C3D on 16 frames of 112 x 112: one network, trained from scratch or from weights that you name (Tran et al. 2015, Table 1).
 
     python -m jobs.train c3d --shards data/ucf101 --model.weights c3d.pth --workers 8
     Cost: not yet measured; a GPU.  Paper: 82.3 % top-1 (with a million videos of Sports-1M before).  Ours: not yet run.
 
-    Published Sports-1M files want pixels of 0 to 255; ours are divided by ImageNet's deviation, so the first kernels learn anew.
+    Published Sports-1M files want pixels of 0 to 255; ours are divided by ImageNet's deviation, so the first kernels train anew.
     """
     return Recipe(
         model=ModelConfig(kind="c3d", dropout=0.5),
@@ -234,7 +234,7 @@ def c3d() -> Recipe:
 
 
 def gru_rcn_small() -> Recipe:
-    """GRU-RCN over a narrow trunk that learns from nothing, on small frames: for CPUs and first tries.
+    """GRU-RCN over a narrow trunk on small frames, trained from scratch: for CPUs and first tries.
 
     python -m jobs.train gru-rcn-small --shards data/mine --workers 2
     Cost: about 5 minutes on two CPU cores.  Paper: none.  Ours: 0.417 on UT-Interaction (docs/results.md).
@@ -269,7 +269,7 @@ def demo() -> Recipe:
 
 
 def demo_frames() -> Recipe:
-    """The demo's trunk on single frames, scores averaged over the clip: it cannot see motion.
+    """The demo's trunk on single frames, which cannot see motion: scores are averaged over the clip.
 
     python -m jobs.train demo-frames --shards demo/shards
     Cost: about a minute on two CPU cores.  Paper: none.  Ours: 0.115 top-1 (chance 0.125).

@@ -74,7 +74,7 @@ def test_two_workers_train_from_a_store_to_the_losses_of_one_and_evaluate_each_v
 
 
 def test_more_workers_than_the_cluster_has_are_refused_at_once(shards, storage):
-    with pytest.raises(NoCluster, match=r"8 workers want \d+ CPUs, the Ray cluster has"):
+    with pytest.raises(NoCluster, match=r"8 workers need \d+ CPUs, but the Ray cluster has"):
         run_train(shards, storage, "many", on=Workers(workers=8, cpus_per_worker=64))
     with pytest.raises(
         NoCluster, match=r"2 decoders beside 8 workers: the Ray cluster has \d+ cores, of which .* take 512"

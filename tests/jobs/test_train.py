@@ -223,3 +223,14 @@ def test_recipes_and_options_that_do_not_exist_are_refused(words, message, monke
     said = capsys.readouterr()
     assert end.value.code == 2
     assert message in said.out + said.err
+
+
+def test_help_without_a_recipe_is_one_screen_that_names_every_recipe(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as end:
+        train.COMMAND.parse(["--help"], "grurcn train")
+    assert end.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 40
+    assert all(any(line.split()[:1] == [name] for line in lines) for name in train.RECIPES)
+    assert any("grurcn train gru-rcn-small --shards" in line for line in lines)

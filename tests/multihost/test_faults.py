@@ -225,7 +225,7 @@ def test_servers_that_freeze_or_cannot_be_reached_are_waited_for(cluster, train,
         ),
         (
             ["--workers", "4", "--wait-minutes", "0.1"],
-            "4 workers want 4 CPUs, the Ray cluster has 3; ask for fewer workers or add machines",
+            "4 workers need 4 CPUs, but the Ray cluster has 3; ask for fewer workers or add machines",
         ),
     ],
 )

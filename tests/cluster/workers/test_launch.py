@@ -30,7 +30,7 @@ def test_the_numbers_of_workers_are_those_in_the_range_that_divide_the_batch(wor
 
 @pytest.mark.parametrize("workers", [-1, "x", "4:1", "0:4", "1:", ":2", "1:2:3", "1.5"])
 def test_a_number_of_workers_that_is_none_is_refused(workers):
-    with pytest.raises(ValueError, match=rf"workers {workers}: wanted a number, or a range such as 1:4"):
+    with pytest.raises(ValueError, match=rf"workers {workers}: expected a number, or a range such as 1:4"):
         Workers(workers=workers)
 
 
