@@ -59,10 +59,7 @@ class Tally:
 
     def read(self) -> dict[str, float]:
         """Means over the clips of all ranks. Every rank must call it."""
-        sums = self.sums.clone()
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-        clips, log_prob, top1, top5 = sums.tolist()
+        clips, log_prob, top1, top5 = sum_over_ranks(self.sums)
         if not clips:
             raise ValueError("no clips were added, so there is no mean")
         return {"loss": -log_prob / clips, "top1": top1 / clips, "top5": top5 / clips}
@@ -84,11 +81,16 @@ class WordTally:
 
     def read(self) -> dict[str, float]:
         """loss (negative log-likelihood per caption), perplexity (per word), word_accuracy. Every rank must call it."""
-        sums = self.sums.clone()
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-        captions, words, log_prob, right = sums.tolist()
+        captions, words, log_prob, right = sum_over_ranks(self.sums)
         if not captions:
             raise ValueError("no captions were added, so there is no mean")
         perplexity = math.exp(min(700.0, -log_prob / words)) if math.isfinite(log_prob) else math.nan
         return {"loss": -log_prob / captions, "perplexity": perplexity, "word_accuracy": right / words}
+
+
+def sum_over_ranks(sums: Tensor) -> list[float]:
+    """The sums of all ranks together. Every rank must call it."""
+    sums = sums.clone()
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return sums.tolist()

@@ -13,11 +13,23 @@ from packing import packing_job
 
 from cluster.checkpoints.run_folder import OtherRun
 from cluster.tracking.server import tracking_uri
+from grurcn.evaluation.table1 import (
+    Cell,
+    Table1Changes,
+    Table1Job,
+    TableRun,
+    cells_of,
+    markdown,
+    recipe_of,
+    reproduce_table1,
+    run_name,
+    summarize_runs,
+)
 from grurcn.models.trunks.base import BadWeights
 from grurcn.models.trunks.mobilenet import MobileNetV2
 from grurcn.training.recipes import RECIPES, over_trunk
 from jobs import make_shards
-from jobs.table1 import Cell, Changes, Table1, cells_of, main, markdown, recipe_of, run_name, summary
+from jobs.table1 import Table1Options, main
 from shards.store import BadShards
 
 
@@ -39,8 +51,8 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-def tiny(shards: Path, storage: Path, weights: Path, **options) -> Table1:
-    changes = Changes(
+def tiny(shards: Path, storage: Path, weights: Path, **options) -> Table1Options:
+    changes = Table1Changes(
         size=32, num_frames=3, global_batch=4, num_steps=2, val_every=2, learning_rate=1e-3, hidden=(4, 4, 4, 4, 4)
     )
     values: dict[str, Any] = {
@@ -50,7 +62,7 @@ def tiny(shards: Path, storage: Path, weights: Path, **options) -> Table1:
         "changes": changes,
         "weights": str(weights),
     } | options
-    return Table1(shards=(str(shards),), storage=storage, **values)
+    return Table1Options(shards=(str(shards),), storage=storage, **values)
 
 
 def mlflow_runs(storage: Path) -> list[Any]:
@@ -108,7 +120,7 @@ def test_without_flow_in_the_shards_its_cells_are_not_run(shards, weights, tmp_p
     job = tiny(shards, tmp_path, weights)
     assert {cell.stream for cell in cells_of(job, ("rgb",))} == {"rgb"}
     with pytest.raises(BadShards, match="flow"):
-        main(tiny(shards, tmp_path, weights, streams=("flow",), rows=("gru-rcn",)))
+        reproduce_table1(tiny(shards, tmp_path, weights, streams=("flow",), rows=("gru-rcn",)))
 
 
 def test_without_fine_tuning_all_rows_read_the_same_trunk(shards, weights, tmp_path):
@@ -127,55 +139,58 @@ def test_without_fine_tuning_all_rows_read_the_same_trunk(shards, weights, tmp_p
 
 def test_changes_leave_what_they_do_not_name_as_the_recipe_has_it(tmp_path):
     recipe = over_trunk(RECIPES["gru-rcn-stacked"](), "mobilenet_v2")
-    assert Changes()(recipe, fine_tuning=False) == recipe
-    changed = Changes(size=96, dropout=0.5, hidden=(1, 2, 3, 4, 5))(recipe, fine_tuning=False)
+    assert Table1Changes().apply(recipe, fine_tuning=False) == recipe
+    changed = Table1Changes(size=96, dropout=0.5, hidden=(1, 2, 3, 4, 5)).apply(recipe, fine_tuning=False)
     assert (changed.clips.size, changed.model.dropout, changed.model.hidden) == (96, 0.5, (1, 2, 3, 4, 5))
     assert (changed.model.stacked, changed.optim, changed.global_batch) == (True, recipe.optim, recipe.global_batch)
     rnn = over_trunk(RECIPES["vgg16-rnn"](), "mobilenet_v2")
-    whole = Changes(crop_scales=(1.0, 0.875), test_scale=1.0)(recipe, fine_tuning=False).clips
+    whole = Table1Changes(crop_scales=(1.0, 0.875), test_scale=1.0).apply(recipe, fine_tuning=False).clips
     assert (whole.crop_scales, whole.test_scale) == ((1.0, 0.875), 1.0)
     assert replace(whole, crop_scales=recipe.clips.crop_scales, test_scale=recipe.clips.test_scale) == recipe.clips
-    assert Changes(hidden=(1, 2, 3, 4, 5))(rnn, fine_tuning=False).model.hidden == (5,)
+    assert Table1Changes(hidden=(1, 2, 3, 4, 5)).apply(rnn, fine_tuning=False).model.hidden == (5,)
     c3d = RECIPES["c3d"]()
-    assert Changes(size=96, num_frames=10)(c3d, fine_tuning=False).clips == c3d.clips  # C3D has one size
+    assert Table1Changes(size=96, num_frames=10).apply(c3d, fine_tuning=False).clips == c3d.clips  # C3D has one size
 
 
 def test_every_split_and_seed_has_a_run_of_its_own(tmp_path, weights):
-    job = Table1(shards=(str(tmp_path / "one"), str(tmp_path / "two")), seeds=(0, 1), rows=("gru-rcn",), finetune=False)
+    job = Table1Job(
+        shards=(str(tmp_path / "one"), str(tmp_path / "two")), seeds=(0, 1), rows=("gru-rcn",), finetune=False
+    )
     names = [run_name(job, cell) for cell in cells_of(job, ("rgb", "flow"))]
     assert len(set(names)) == 8
     assert "gru-rcn-flow-two-seed1" in names
 
 
 def test_a_row_shows_the_mean_and_the_standard_deviation_of_its_runs():
-    row = summary("GRU-RCN", "rgb", 0.799, [{"top1": 0.5}, {"top1": 0.7}])
-    assert row["top1"] == pytest.approx(0.6)
-    assert row["spread"] == pytest.approx(0.1414, abs=1e-4)
-    table = markdown([row, summary("C3D", "rgb", 0.823, [])])
+    runs = [TableRun(run="a", shards="x", seed=seed, top1=top1, videos=4) for seed, top1 in enumerate((0.5, 0.7))]
+    row = summarize_runs("GRU-RCN", "rgb", 0.799, runs)
+    assert row.top1 == pytest.approx(0.6)
+    assert row.spread == pytest.approx(0.1414, abs=1e-4)
+    table = markdown([row, summarize_runs("C3D", "rgb", 0.823, [])])
     assert "| GRU-RCN | rgb | 60.0% ± 14.1 | 2 | 79.9% |" in table
     assert "| C3D | rgb | not yet run | - | 82.3% |" in table
 
 
 def test_sizes_that_do_not_fit_are_refused_before_anything_is_trained(shards, weights, tmp_path):
-    job = tiny(shards, tmp_path, weights, rows=("gru-rcn", "stacked"), changes=Changes(size=40))
+    job = tiny(shards, tmp_path, weights, rows=("gru-rcn", "stacked"), changes=Table1Changes(size=40))
     with pytest.raises(ValueError, match=r"stacked taps stride8 \(5 x 5 cells\) and stride16 \(3 x 3\)"):
-        main(job)
+        reproduce_table1(job)
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_of_another_trunk_are_refused(shards, tmp_path):
     torch.save({"features.0.weight": torch.ones(64, 3, 3, 3)}, tmp_path / "vgg16.pth")
-    with pytest.raises(BadWeights, match=r"no features\.0\.0\.weight .*wanted torchvision's mobilenet_v2 weights"):
-        main(tiny(shards, tmp_path, tmp_path / "vgg16.pth", finetune=False, rows=("rnn",)))
+    with pytest.raises(BadWeights, match=r"no features\.0\.0\.weight .*expected torchvision's mobilenet_v2 weights"):
+        reproduce_table1(tiny(shards, tmp_path, tmp_path / "vgg16.pth", finetune=False, rows=("rnn",)))
 
 
 @pytest.mark.parametrize("nothing", ["shards", "rows", "seeds"])
 def test_a_table_of_nothing_is_refused(nothing):
     options: dict[str, Any] = {"shards": (Path("one"),), nothing: ()}
-    with pytest.raises(ValueError, match="wanted at least one folder of shards, one row and one seed"):
-        Table1(**options)
+    with pytest.raises(ValueError, match="expected at least one folder of shards, one row and one seed"):
+        Table1Job(**options)
 
 
 def test_two_splits_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="shards one, one: wanted folders of different names"):
-        Table1(shards=("a/one", "b/one"))
+    with pytest.raises(ValueError, match="shards one, one: expected different folder names"):
+        Table1Job(shards=("a/one", "b/one"))
