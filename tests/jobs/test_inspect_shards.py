@@ -21,7 +21,7 @@ from servers import RangeServer
 from spoilt import faults, flip, reindex, rewrite, write_rows
 
 from cluster.workers.connect import start_ray
-from jobs.inspect_shards import __main__ as inspect_shards
+from jobs.commands import load
 from jobs.inspect_shards.index import MakeIndex
 from jobs.inspect_shards.info import Info
 from jobs.inspect_shards.preview import Preview
@@ -33,6 +33,7 @@ from shards.store import BadShards, open_store
 from shards.verify import Fault, check_index
 
 ROOT = Path(__file__).parents[2]
+inspect_shards = load("inspect_shards")
 
 
 def run(job: Any) -> tuple[int, dict[str, Any]]:
@@ -42,7 +43,7 @@ def run(job: Any) -> tuple[int, dict[str, Any]]:
         status = inspect_shards.main(replace(job, json=file))
         result = json.loads(file.read_text())
     kind = {Info: "info", Verify: "verify", Preview: "preview", MakeIndex: "index"}[type(job)]
-    documented = re.split(rf"\n  {kind} ", inspect_shards.__doc__ or "")[1].splitlines()[0]
+    documented = re.split(rf"\n  {kind} ", inspect_shards.description or "")[1].splitlines()[0]
     assert all(key in documented for key in result)
     return status, result
 
@@ -204,7 +205,7 @@ def test_memory_does_not_grow_with_the_number_of_samples(folder):
 def command(*words: str) -> int:
     """The status of a command line."""
     with pytest.raises(SystemExit) as ended:
-        inspect_shards.COMMAND.run(words)
+        inspect_shards.run(words)
     assert isinstance(ended.value.code, int)
     return ended.value.code
 

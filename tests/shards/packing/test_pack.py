@@ -20,6 +20,7 @@ from shards.dataset import read_dataset
 from shards.index import Index
 from shards.packing.entries import SPLITS, Listing
 from shards.packing.pack import finish_packing, pack_shard, shards_to_pack
+from shards.packing.records import record_path
 from shards.reading.decode import read_frames
 from shards.store import BadShards, FolderStore, open_store
 from shards.video import Limits, Packing
@@ -440,3 +441,20 @@ def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path):
         assert path.read_text() == "before"
     assert path.read_text() == "after"
     assert len(contents(tmp_path)) == 1
+
+
+def test_a_packing_that_an_older_version_began_goes_on(listing, packed, tmp_path):
+    """Its records name a class "class" and the split of what was left out."""
+    plan = plan_of(tmp_path / "shards", listing)
+    first = shards_to_pack(plan)[0]
+    list(pack_shard(plan.url, first, plan.classes))
+    path = Path(plan.url) / record_path(first.name)
+    record = json.loads(path.read_text())
+    for sample in record["samples"]:
+        del sample["class_name"], sample["flow_offset"]
+        sample["class"] = None
+    record["rejected"] = [{"path": "a", "split": first.name.split("-")[0], "reason": "old"}]
+    path.write_text(json.dumps(record))
+    assert first.name not in run(plan)
+    assert read_dataset(open_store(plan.url)).splits["train"][0].name == "train-000000.tar"
+    assert '"reason": "old"' in (Path(plan.url) / "rejected.jsonl").read_text()
