@@ -3,7 +3,7 @@
 The JSON file of a stage (`cluster/deepspeed/zeroN.json`) holds ZeRO, buckets and offload. Batch size,
 clipping and precision come from the run, the learning rate from the training loop: `set_learning_rate`
 before each step. Facts about DeepSpeed below were read in the source of 0.19.8 and are held by
-tests/test_engine.py.
+tests/cluster/test_engine.py.
 """
 
 import json
@@ -89,7 +89,7 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"{path}: not JSON ({error}); see cluster/deepspeed/zero1.json for one that is") from error
     if not isinstance(config, dict):
         raise ValueError(
-            f"{path}: a JSON object wanted, found a {type(config).__name__}; see cluster/deepspeed/zero1.json"
+            f"{path}: found a JSON {type(config).__name__}, expected an object; see cluster/deepspeed/zero1.json"
         )
     return config
 
@@ -139,7 +139,7 @@ def start_engine(
 
 
 def set_learning_rate(engine: DeepSpeedEngine, rate: float) -> None:
-    """Use `rate` from the next step on, for every parameter group and at every ZeRO stage."""
+    """Sets the rate of every parameter group from the next step on, at every ZeRO stage."""
     optimizer: Any = engine.optimizer
     # With a part of the optimizer offloaded, ZeRO 3 keeps a second optimizer for the part that is not.
     backup = getattr(optimizer, "backup_optimizer", None)
@@ -160,7 +160,7 @@ def loss_scale(engine: DeepSpeedEngine) -> dict | None:
 
 
 def set_loss_scale(engine: DeepSpeedEngine, scale: float, clean_steps: int) -> None:
-    """Put back what loss_scale() gave, at the same ZeRO stage or another."""
+    """Restores what loss_scale() returned, at the same ZeRO stage or another."""
     scaler = engine.torch_autocast_z0_gradscaler
     if scaler is not None:
         scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": clean_steps})
@@ -171,7 +171,7 @@ def set_loss_scale(engine: DeepSpeedEngine, scale: float, clean_steps: int) -> N
 
 
 def _prepare_deepspeed(device: torch.device) -> None:
-    """Everything that DeepSpeed reads from its surroundings, so that a plain process needs no launcher."""
+    """Sets what DeepSpeed reads from its environment, so that a plain process needs no launcher."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     accelerator: Any = get_accelerator()
     if accelerator.device_name() != device.type == "cpu":
@@ -191,7 +191,7 @@ def _prepare_deepspeed(device: torch.device) -> None:
 
 
 def start_world_of_one(device: torch.device) -> None:
-    """A process group of this process alone, kept in memory: there is no port that could be taken."""
+    """Starts a process group of this process alone. It is kept in memory, so that no port can be taken."""
     backend = "gloo" if device.type == "cpu" else "nccl"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
 
@@ -215,12 +215,12 @@ def _leave_out_frozen(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _scale_loss_on_all_ranks(engine: DeepSpeedEngine) -> None:
-    """Replace the loss scaler that ZeRO 1 to 3 would use under fp16 autocast.
+    """Replaces the loss scaler that ZeRO 1 to 3 would use under fp16 autocast.
 
     There each rank asks a torch GradScaler of its own about its own partition, so one rank may skip a step
     that the others take and scale its loss differently from then on; and clipping compares the norm of the
     scaled gradients to the limit. ZeRO's own dynamic scaler, used with its fp16 block, has neither fault: the
-    overflow is agreed on by all ranks, and the norm is unscaled first. It works as well on float32 weights.
+    all ranks decide on an overflow together, and the norm is unscaled first. It works as well on float32 weights.
     ZeRO 0 reduces before its GradScaler looks and unscales before it clips, so that one stays.
     """
     optimizer: Any = engine.optimizer
@@ -233,4 +233,6 @@ def _scale_loss_on_all_ranks(engine: DeepSpeedEngine) -> None:
         consecutive_hysteresis=False,
     )
     optimizer.dynamic_loss_scale = True
-    optimizer.check_grad_overflow = True  # ZeRO 1 and 2 look only if told to; ZeRO 3 sees it in the norm of all ranks
+    optimizer.check_grad_overflow = (
+        True  # ZeRO 1 and 2 look only if this is set; ZeRO 3 sees it in the norm of all ranks
+    )

@@ -37,10 +37,10 @@ def start_ray() -> None:
     check_address(os.environ.get("RAY_ADDRESS", ""))
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    # That authentication is on is as it should be, and no news.
+    # That authentication is on is expected, and needs no message.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     try:
-        # Without the dashboard, which nobody is told of where Ray begins here: ten processes, a third of the start.
+        # Without the dashboard, which nobody would look for: ten processes, and a third of the time to start.
         ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
     except (ConnectionError, RuntimeError, RayError) as error:
         address = os.environ.get("RAY_ADDRESS", "this machine")

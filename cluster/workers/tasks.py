@@ -1,4 +1,4 @@
-"""The same work for each shard: in this process, or as Ray tasks that tell as they go."""
+"""The same work for each shard: in this process, or as Ray tasks that yield results as they go."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
@@ -20,8 +20,10 @@ def has_gpus() -> bool:
 def run_tasks(
     function: Callable[..., Iterator[T]], arguments: Sequence[tuple[Any, ...]], workers: int | None, num_gpus: int = 0
 ) -> Iterator[T]:
-    """What function(*each of the arguments) yields, as it comes: one task after the other in this process (workers 0), or a
-    Ray task each, so many at the same time (None: one a core of the cluster, or one a GPU if each has num_gpus of them).
+    """Yields what function(*each of the arguments) yields, as it comes.
+
+    workers: Ray tasks at the same time; None: one per core of the cluster, or one per GPU if each task has num_gpus of
+    them; 0: one after the other in this process.
 
     Raises what a task raised; the others are cancelled then, as when the reader stops.
     """
@@ -30,9 +32,8 @@ def run_tasks(
             yield from function(*each)
         return
     start_ray()
-    task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=3)(
-        function
-    )  # again on another machine, if one is lost
+    # A task whose machine is lost is done again on another one.
+    task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=3)(function)
     limit = workers or int(ray.cluster_resources().get("GPU" if num_gpus else "CPU", 1))
     waiting, running = list(reversed(arguments)), set[Any]()
     try:

@@ -240,7 +240,7 @@ def test_a_file_of_another_stage_is_refused(tmp_path):
         config(1, path=path)
 
 
-@pytest.mark.parametrize(("text", "reason"), [("{", "not JSON"), ("[]", "a JSON object wanted, found a list")])
+@pytest.mark.parametrize(("text", "reason"), [("{", "not JSON"), ("[]", "found a JSON list, expected an object")])
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, text, reason):
     (tmp_path / "mine.json").write_text(text)
     with pytest.raises(ValueError, match=rf"mine\.json: {reason}"):
