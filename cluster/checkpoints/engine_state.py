@@ -1,4 +1,4 @@
-"""A DeepSpeed engine's state <-> the files of a checkpoint (checkpoint.py), whatever the world size and the ZeRO stage.
+"""A DeepSpeed engine's state <-> the files of a checkpoint (files.py), whatever the world size and the ZeRO stage.
 
 DeepSpeed's own checkpoints are one pickle a rank and refuse another number of ranks. Here a tensor that is cut over the ranks
 is gathered, one parameter at a time (rank 0 keeps the whole on its CPU), and cut again when it is read. Buffers are rank 0's.
@@ -22,6 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from cluster.checkpoints.files import MODEL, OPTIMIZER, STATE, Checkpoint, Snapshot
+from cluster.checkpoints.state import CheckpointState, Optimizer
 from cluster.engine import loss_scale, set_loss_scale
 
 
@@ -41,12 +42,12 @@ def take_snapshot(engine: DeepSpeedEngine, with_frozen: bool) -> Snapshot | None
         weights={name: tensor for name, tensor in weights.items() if name not in frozen},
         frozen={name: tensor for name, tensor in weights.items() if name in frozen} if with_frozen else None,
         moments=moments,
-        about={
-            "optimizer": type(_torch_optimizer(engine)).__name__,
-            "trainable": sorted(trainable),
-            "step_counts": _step_counts(engine),
-            "loss_scale": loss_scale(engine),
-        },
+        optimizer=Optimizer(
+            name=type(_torch_optimizer(engine)).__name__,
+            trainable=sorted(trainable),
+            step_counts=_step_counts(engine),
+            loss_scale=loss_scale(engine),
+        ),
     )
 
 
@@ -55,8 +56,8 @@ def whole_weights(engine: DeepSpeedEngine) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in _weights(engine, lambda _: True)}
 
 
-def read_state(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Puts weights, optimizer state and loss scale into `engine`, and gives back the whole state. All ranks call it.
+def load_state(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> CheckpointState:
+    """Loads weights, optimizer state and loss scale into `engine`, and returns the whole state. All ranks call it.
 
     Raises ValueError, with the engine unchanged, if a file is missing or damaged, or was written for another model, optimizer
     or format.
@@ -65,17 +66,17 @@ def read_state(engine: DeepSpeedEngine, checkpoint: Checkpoint) -> dict[str, Any
     with ExitStack() as open_files:
         files = {
             file: open_files.enter_context(
-                safe_open(open_files.enter_context(checkpoint.fetched(file, wanted)), framework="pt")
+                safe_open(open_files.enter_context(checkpoint.fetched(file, sha256)), framework="pt")
             )
-            for file, wanted in state["sha256"].items()
+            for file, sha256 in state.sha256.items()
         }
-        _check_optimizer(checkpoint, engine, state)
-        weights = Tensors([files[file] for file in state["weights"]])
+        _check_optimizer(checkpoint, engine, state.optimizer)
+        weights = Tensors([files[file] for file in state.weights])
         _check_weights(f"{checkpoint.url}/{MODEL}", engine, weights)
         _set_weights(engine, weights)
-        _set_moments(engine, files[OPTIMIZER], state["step_counts"])
-    if state["loss_scale"] and loss_scale(engine):
-        set_loss_scale(engine, **state["loss_scale"])
+        _set_moments(engine, files[OPTIMIZER], state.optimizer.step_counts)
+    if state.optimizer.loss_scale and loss_scale(engine):
+        set_loss_scale(engine, **state.optimizer.loss_scale)
     return state
 
 
@@ -262,14 +263,14 @@ def _piece(parameter: Any, whole: Tensor) -> Tensor:
 # Checking
 
 
-def _check_optimizer(checkpoint: Checkpoint, engine: DeepSpeedEngine, state: dict) -> None:
-    wanted = type(_torch_optimizer(engine)).__name__
-    if state["optimizer"] != wanted:
+def _check_optimizer(checkpoint: Checkpoint, engine: DeepSpeedEngine, optimizer: Optimizer) -> None:
+    expected = type(_torch_optimizer(engine)).__name__
+    if optimizer.name != expected:
         raise ValueError(
-            f"{checkpoint.url}/{OPTIMIZER}: written by {state['optimizer']}, but this run uses {wanted}; "
+            f"{checkpoint.url}/{OPTIMIZER}: written by {optimizer.name}, but this run uses {expected}; "
             "use the same optimizer or start a new run from the weights alone"
         )
-    saved, trainable = set(state["trainable"]), set(_names(engine).values())
+    saved, trainable = set(optimizer.trainable), set(_names(engine).values())
     if saved != trainable:
         differences = _some("only there", saved - trainable) + _some("only here", trainable - saved)
         raise ValueError(
@@ -280,14 +281,14 @@ def _check_optimizer(checkpoint: Checkpoint, engine: DeepSpeedEngine, state: dic
 
 def _check_weights(path: str, engine: DeepSpeedEngine, weights: Tensors) -> None:
     found = weights.shapes()
-    wanted = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in _module(engine).named_parameters()}
-    wanted |= {name: tuple(buffer.shape) for name, buffer in _buffers(_module(engine)).items()}
-    if found == wanted:
+    expected = {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in _module(engine).named_parameters()}
+    expected |= {name: tuple(buffer.shape) for name, buffer in _buffers(_module(engine)).items()}
+    if found == expected:
         return
-    both = found.keys() & wanted.keys()
-    shapes = {f"{name} {found[name]} instead of {wanted[name]}" for name in both if found[name] != wanted[name]}
-    differences = _some("missing", wanted.keys() - found.keys())
-    differences += _some("unexpected", found.keys() - wanted.keys()) + _some("shape", shapes)
+    both = found.keys() & expected.keys()
+    shapes = {f"{name} {found[name]} instead of {expected[name]}" for name in both if found[name] != expected[name]}
+    differences = _some("missing", expected.keys() - found.keys())
+    differences += _some("unexpected", found.keys() - expected.keys()) + _some("shape", shapes)
     raise ValueError(f"{path}: does not fit the model: {differences}build the model it was written for")
 
 

@@ -3,11 +3,11 @@
     STORE/frozen.safetensors                        NAME                weights that are not trained: once for all checkpoints
     STORE/checkpoint-00000120/model.safetensors     NAME                the other weights (float32), and buffers, whole
                               optimizer.safetensors NAME/exp_avg, ...   optimizer state, whole, of the same shape as its parameter
-                              state.json            format, step counts, loss scale, the caller's meta, the best model so far,
-                                                    and the SHA-256 of each file that belongs to it
+                              state.json            where the training is, the best validation so far, the optimizer's counts,
+                                                    and the SHA-256 of each file that belongs to it (state.py)
 
-state.json is written last and is what makes a checkpoint of its folder, in a folder and in an object store alike. state.py takes
-a snapshot of an engine and puts one back; here is no DeepSpeed, so that a model can be read where there is none.
+state.json is written last: it makes a folder a checkpoint, on a disk and in an object store alike. engine_state.py takes a
+snapshot of an engine and loads one; no DeepSpeed is imported here, so that a model can be read where there is none.
 """
 
 import hashlib
@@ -24,10 +24,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 from torch import Tensor
 
-from cluster.checkpoints.upgrade import upgrade_state
+from cluster.checkpoints.state import Best, CheckpointState, Optimizer, OtherFormat, Training
 from shards.store import NoFile, Store, open_store
 
-FORMAT = 2
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 FROZEN = "frozen.safetensors"  # beside the checkpoints' folders
 
@@ -53,34 +52,32 @@ class Checkpoint:
         """A file's name in the store."""
         return posixpath.normpath(f"{self.name}/{file}")
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> CheckpointState:
         """state.json. Raises ValueError if it is missing, no JSON, or of another format."""
         path = f"{self.url}/{STATE}"
         try:
-            state = json.loads(self.store.read_file(self.place(STATE)))
-            found = state["format"]
+            return CheckpointState.from_json(json.loads(self.store.read_file(self.place(STATE))))
         except NoFile:
             raise ValueError(
                 f"{path}: no such file, so this is no complete checkpoint; name a folder that has one"
             ) from None
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OtherFormat as error:
+            raise ValueError(f"{path}: {error}") from None
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"{path}: not a checkpoint's state ({error!r}); resume from an earlier checkpoint"
             ) from error
-        if found != FORMAT:
-            raise ValueError(f"{path}: format {found} found, {FORMAT} wanted; read it with the version that wrote it")
-        return upgrade_state(state)
 
     @contextmanager
-    def fetched(self, file: str, wanted: str) -> Iterator[Path]:
-        """The file on this machine's disk. Raises ValueError if it is missing or its SHA-256 is not `wanted`."""
+    def fetched(self, file: str, sha256: str) -> Iterator[Path]:
+        """The file on this machine's disk. Raises ValueError if it is missing or has another SHA-256."""
         path = f"{self.store.url}/{self.place(file)}"
         try:
             with self.store.fetched(self.place(file)) as local:
                 found = file_sha256(local)
-                if found != wanted:
+                if found != sha256:
                     raise ValueError(
-                        f"{path}: SHA-256 {found[:12]}... found, {wanted[:12]}... wanted: the file has changed since it "
+                        f"{path}: SHA-256 {found[:12]}... found, {sha256[:12]}... expected: the file has changed since it "
                         "was written; copy it again or resume from an earlier checkpoint"
                     )
                 yield local
@@ -89,34 +86,34 @@ class Checkpoint:
 
     def check(self) -> None:
         """Raises ValueError unless all files of the checkpoint are there and as they were written."""
-        for file, wanted in self.state()["sha256"].items():
-            with self.fetched(file, wanted):
+        for file, sha256 in self.state().sha256.items():
+            with self.fetched(file, sha256):
                 pass
 
     def copy_to(self, folder: Path, with_shared: bool) -> None:
-        """Copies its folder into another one; also, if wanted, the file that it shares with others. Raises ValueError."""
+        """Copies its folder into another one, with or without the file that it shares with others. Raises ValueError."""
         state = self.state()
         (folder / self.name).mkdir(parents=True)
-        for file, wanted in state["sha256"].items():
+        for file, sha256 in state.sha256.items():
             if with_shared or "/" not in file:
-                with self.fetched(file, wanted) as local:
+                with self.fetched(file, sha256) as local:
                     shutil.copyfile(local, folder / self.place(file))
-        (folder / self.place(STATE)).write_text(json.dumps(state, indent=1))
+        write_json(open_store(folder), self.place(STATE), state.to_json())
 
     def weight_files(self, best: bool = False) -> dict[str, str]:
         """The files that make the model, each with its SHA-256: of the checkpoint itself, or of the best model so far."""
         state = self.state()
-        files = {file: state["sha256"][file] for file in state["weights"]}
-        if best and state["best"]["sha256"] != files[MODEL]:
+        files = {file: state.sha256[file] for file in state.weights}
+        if best and state.best and state.best.sha256 != files[MODEL]:
             del files[MODEL]
-            files[f"../{checkpoint_name(state['best']['step'])}/{MODEL}"] = state["best"]["sha256"]
+            files[f"../{checkpoint_name(state.best.step)}/{MODEL}"] = state.best.sha256
         return files
 
     def weights(self, best: bool = False) -> dict[str, Tensor]:
         """The model's state_dict, on the CPU: of the checkpoint itself, or of the best model so far. Raises ValueError."""
         weights: dict[str, Tensor] = {}
-        for file, wanted in self.weight_files(best).items():
-            with self.fetched(file, wanted) as local:
+        for file, sha256 in self.weight_files(best).items():
+            with self.fetched(file, sha256) as local:
                 weights |= load_file(local)
         return weights
 
@@ -132,7 +129,7 @@ class Snapshot:
     weights: dict[str, Tensor]  # trainable ones and buffers
     frozen: dict[str, Tensor] | None  # None: they are in the store already
     moments: dict[str, Tensor]
-    about: dict[str, Any]  # of the optimizer and the loss scale, for state.json
+    optimizer: Optimizer
 
 
 def write_frozen(snapshot: Snapshot, store: Store) -> str | None:
@@ -145,13 +142,12 @@ def write_snapshot(
     snapshot: Snapshot,
     checkpoint: Checkpoint,
     frozen_sha256: str | None,
-    meta: dict[str, Any],
-    best: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Writes a checkpoint; gives back its state, which is there, as state.json, once all else is.
+    training: Training,
+    best: Best | Mapping[str, float] | None = None,
+) -> CheckpointState:
+    """Writes a checkpoint, its state.json last, and returns its state.
 
-    meta: what JSON can hold, "step" among it. best: what is known of the best model so far, "step" among it, and its
-    "sha256" where it is another checkpoint's.
+    best: the best validation of a checkpoint before, or the scores of this one, if it is the best so far.
     """
     store, shared = checkpoint.store, f"../{FROZEN}"
     store.delete([checkpoint.place(STATE)])  # a step done again, after a restart from an older checkpoint
@@ -160,16 +156,14 @@ def write_snapshot(
         OPTIMIZER: write_tensors(store, checkpoint.place(OPTIMIZER), snapshot.moments),
         **({shared: frozen_sha256} if frozen_sha256 else {}),
     }
-    state = {
-        "format": FORMAT,
-        **snapshot.about,
-        "meta": meta,
-        "best": best and {"sha256": sha256[MODEL], **best},
-        "weights": [MODEL, *([shared] if frozen_sha256 else [])],
-        "sha256": sha256,
-    }
-    with store.written(checkpoint.place(STATE)) as file:
-        file.write(json.dumps(state, indent=1).encode())
+    state = CheckpointState(
+        training=training,
+        best=Best(step=training.step, sha256=sha256[MODEL], scores=dict(best)) if isinstance(best, Mapping) else best,
+        optimizer=snapshot.optimizer,
+        weights=[MODEL, *([shared] if frozen_sha256 else [])],
+        sha256=sha256,
+    )
+    write_json(store, checkpoint.place(STATE), state.to_json())
     return state
 
 
@@ -189,6 +183,11 @@ def read_tensors(store: Store, name: str) -> dict[str, Tensor]:
         return load(store.read_file(name))
     except SafetensorError as error:
         raise ValueError(f"not a safetensors file ({error})") from None
+
+
+def write_json(store: Store, name: str, content: Any) -> None:
+    with store.written(name) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def file_sha256(path: Path) -> str:

@@ -2,7 +2,7 @@
 
     STORAGE/NAME/run.json                the run's identity: recipe, data, MLflow run; written once
                  frozen.safetensors      the weights that are not trained
-                 checkpoint-00000120/    model.safetensors, optimizer.safetensors, state.json (checkpoint.py)
+                 checkpoint-00000120/    model.safetensors, optimizer.safetensors, state.json (files.py)
                  checkpoint-00000080/    model.safetensors alone, if that is the best model so far and its step is an old one
                  finished.json           what came out; there once the run has ended
 
@@ -10,18 +10,19 @@ STORAGE is a folder or the URL of an object store. A checkpoint holds, or names,
 """
 
 import json
+import posixpath
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cluster.checkpoints.files import STATE, Checkpoint
-from cluster.checkpoints.upgrade import upgrade_recipe
+from cluster.checkpoints.files import STATE, Checkpoint, write_json
+from cluster.checkpoints.state import Identity, Training
 from shards.store import NoFile, Store, has_file, open_store
 
 IDENTITY, RESULT = "run.json", "finished.json"
@@ -29,17 +30,6 @@ IDENTITY, RESULT = "run.json", "finished.json"
 
 class OtherRun(ValueError):
     """A run's folder belongs to another recipe or other data."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """What must be the same for a run to be gone on with."""
-
-    recipe_digest: str
-    data_digest: str
-    recipe: dict[str, Any]
-    tracking_uri: str
-    mlflow_run_id: str
 
 
 @dataclass(frozen=True)
@@ -59,9 +49,7 @@ class RunFolder:
     def identity(self) -> Identity | None:
         """None for a run that has not begun."""
         content = read_json(self.store, IDENTITY)
-        if content is None:
-            return None
-        return Identity(**{**content, "recipe": upgrade_recipe(content["recipe"])})
+        return None if content is None else Identity.from_json(content)
 
     def begin(self, identity: Identity) -> None:
         write_json(self.store, IDENTITY, asdict(identity))
@@ -118,10 +106,15 @@ class Model:
     """A trained model, as it lies in a checkpoint."""
 
     weights: dict[str, Tensor]
-    meta: dict[str, Any]  # what the training wrote beside them: recipe, classes, data
+    training: Training  # what made it
     step: int  # the step whose weights they are
     best: bool  # the weights of the best validation, not simply the newest
     checkpoint: Checkpoint
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What made it, and what the task keeps, in one dictionary."""
+        return {**vars(self.training), **self.training.model}
 
 
 def load_best(url: str | Path) -> Model:
@@ -133,31 +126,29 @@ def load_best(url: str | Path) -> Model:
     run = RunFolder(url)
     checkpoint = Checkpoint.at(url) if has_file(run.store, STATE) else run.newest()
     if checkpoint is None:
-        raise ValueError(f"{url}: no checkpoint in it; wanted a run's folder (STORAGE/NAME) or one of its checkpoints")
+        raise ValueError(
+            f"{url}: no checkpoint in it; expected a run's folder (STORAGE/NAME) or one of its checkpoints"
+        )
     state = checkpoint.state()
-    best = state["best"]
     return Model(
-        weights=checkpoint.weights(best=best is not None),
-        meta=state["meta"],
-        step=best["step"] if best else state["meta"]["step"],
-        best=best is not None,
+        weights=checkpoint.weights(best=state.best is not None),
+        training=state.training,
+        step=state.best.step if state.best else state.training.step,
+        best=state.best is not None,
         checkpoint=checkpoint,
     )
 
 
 def export_best(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes the best model so far into a folder of its own, from where load_best reads it."""
-    state = checkpoint.state()
     files = checkpoint.weight_files(best=True)
-    about = {**state, "sha256": {}, "weights": []}
     folder.mkdir(parents=True, exist_ok=True)
-    for file, wanted in files.items():
-        name = file.rpartition("/")[2]
-        with checkpoint.fetched(file, wanted) as local:
-            shutil.copyfile(local, folder / name)
-        about["weights"].append(name)
-        about["sha256"][name] = wanted
-    write_json(open_store(folder), STATE, about)
+    for file, sha256 in files.items():
+        with checkpoint.fetched(file, sha256) as local:
+            shutil.copyfile(local, folder / posixpath.basename(file))
+    sha256 = {posixpath.basename(file): digest for file, digest in files.items()}
+    state = replace(checkpoint.state(), weights=list(sha256), sha256=sha256)
+    write_json(open_store(folder), STATE, state.to_json())
 
 
 def read_json(store: Store, name: str) -> Any:
@@ -170,9 +161,3 @@ def read_json(store: Store, name: str) -> Any:
         raise ValueError(
             f"{store.url}/{name}: not JSON ({error}); it was changed by hand or belongs to something else"
         ) from None
-
-
-def write_json(store: Store, name: str, content: Any) -> None:
-    """Appears under its name only when it is whole."""
-    with store.written(name) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())

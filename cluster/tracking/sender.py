@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, assert_never
+from typing import assert_never
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Metric, RunTag
@@ -18,6 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from cluster.checkpoints.files import FROZEN, STATE, Checkpoint
 from cluster.checkpoints.run_folder import export_best, step_of
+from cluster.checkpoints.state import CheckpointState
 from cluster.tracking import entries
 from cluster.tracking.models import BEST, CHECKPOINT, MODEL_FOLDER, LoggedModels
 from cluster.tracking.outbox import FILES, SAVE_SECONDS, SMALL, Outbox
@@ -133,8 +134,7 @@ class MlflowSender:
             try:
                 state = checkpoint.state()
                 checkpoint.copy_to(folder, with_shared=f"{SHARED}/{FROZEN}" not in logged)
-                is_new_best = state["best"] is not None and state["best"]["sha256"] != best_sha256
-                if is_new_best:
+                if new_best := state.best if state.best and state.best.sha256 != best_sha256 else None:
                     export_best(checkpoint, folder / "best")
             except BadShards:  # the store is away
                 raise
@@ -146,28 +146,24 @@ class MlflowSender:
                 self.client.log_artifact(self.run_id, str(folder / FROZEN), SHARED)
             step = step_of(name)
             self.models.log(CHECKPOINT, name, folder / name, step, *self.scores_at(step, state))
-            if is_new_best:
-                self.send_best(folder, state)
+            if new_best:
+                self.package(folder / "best", folder / "packaged")
+                scores = self.scores_at(new_best.step, state)
+                best = self.models.log(BEST, f"best-{new_best.step:08}", folder / "packaged", new_best.step, *scores)
+                self.models.set_best(best, new_best.sha256)
+                self.delete([model for model in self.models.all(BEST) if model.model_id != best.model_id])
         self.delete(self.models.all(CHECKPOINT)[:-keep])
 
-    def send_best(self, folder: Path, state: dict[str, Any]) -> None:
-        self.package(folder / "best", folder / "packaged")
-        step = state["best"]["step"]
-        model = self.models.log(BEST, f"best-{step:08}", folder / "packaged", step, *self.scores_at(step, state))
-        self.models.set_best(model, state["best"]["sha256"])
-        self.delete([each for each in self.models.all(BEST) if each.model_id != model.model_id])
-
-    def scores_at(self, step: int, state: dict[str, Any]) -> tuple[dict[str, float], int]:
+    def scores_at(self, step: int, state: CheckpointState) -> tuple[dict[str, float], int]:
         """(scores, milliseconds) of the run's validation of a step, as they were logged; nothing if there was none."""
-        for metrics in state["meta"].get("metrics", ()):
-            if metrics["step"] == step and "val/loss" in metrics["values"]:
-                return metrics["values"], metrics["milliseconds"]
-        best = state["best"] or {}
-        if best.get("step") != step:
+        for metrics in state.training.metrics:
+            if metrics.step == step and "val/loss" in metrics.values:
+                return dict(metrics.values), metrics.milliseconds
+        if state.best is None or state.best.step != step:
             return {}, 0
         known = self.client.get_metric_history(self.run_id, "val/loss")  # of an earlier checkpoint, which was missed
         at = [metric.timestamp for metric in known if metric.step == step]
-        return {f"val/{key}": best[key] for key in best if key not in ("step", "sha256")}, at[0] if at else now()
+        return {f"val/{name}": score for name, score in state.best.scores.items()}, at[0] if at else now()
 
     def delete(self, models: list[LoggedModel]) -> None:
         """What stays, for whatever reason, is deleted with the next one; nothing is sent again for it."""

@@ -97,7 +97,7 @@ def caption(job: CaptionJob) -> Captioned:
     started = time.monotonic()
     model, index = load_best(absolute_url(job.run)), Index(job.shards, job.split)
     validate_captioning(job, model, index)
-    beam = job.beam or model.meta["recipe"]["beam"]
+    beam = job.beam or model.training.recipe["beam"]
     # Workers run in other folders.
     work = CaptionWork(
         job=dataclasses.replace(job, shards=absolute_url(job.shards)), checkpoint=model.checkpoint.url, beam=beam
@@ -121,8 +121,8 @@ def caption(job: CaptionJob) -> Captioned:
         scores=scores.total,
         captions=f"{store.url}/{name}/{CAPTIONS_FILE}",
         decoded_at=found.decoded_at,
-        mlflow_run_id=model.meta["mlflow_run_id"],
-        tracking_uri=model.meta["tracking_uri"],
+        mlflow_run_id=model.training.mlflow_run_id,
+        tracking_uri=model.training.tracking_uri,
         seconds=time.monotonic() - started,
         folder=f"{store.url}/{name}",
         is_best=model.best,
@@ -147,9 +147,9 @@ def validate_captioning(job: CaptionJob, model: Model, index: Index) -> None:
     index.check_captions()
     index.check_files()
     if index.info.encoder is not None:
-        check_same(index, model.meta["encoder"])
+        check_same(index, model.training.model["encoder"])
     check_decoders(job.decoders, job.on)
-    check_reachable(model.meta["tracking_uri"])
+    check_reachable(model.training.tracking_uri)
 
 
 def caption_worker(work: CaptionWork, context: WorkerContext) -> WorkersCaptions:

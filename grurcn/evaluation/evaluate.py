@@ -99,7 +99,7 @@ def evaluate(job: EvaluateJob) -> Evaluation:
     with Bar("evaluating", "videos", len(index)) as bar:
         found = run_workers(evaluate_worker, work, job.on, bar.listen)
     store, name = model.checkpoint.store, f"evaluations/{job.split}-{job.clips}x{job.views}"
-    recipe = Recipe.from_dict(model.meta["recipe"])
+    recipe = Recipe.from_dict(model.training.recipe)
     scores = Scores(index.info.classes, found.videos, level_names(recipe))
     judgement = scores.judgement()
     evaluation = Evaluation(
@@ -115,8 +115,8 @@ def evaluate(job: EvaluateJob) -> Evaluation:
         per_level=judgement.per_level(),
         scores=f"{store.url}/{name}/{SCORES_FILE}",
         decoded_at=found.decoded_at,
-        mlflow_run_id=model.meta["mlflow_run_id"],
-        tracking_uri=model.meta["tracking_uri"],
+        mlflow_run_id=model.training.mlflow_run_id,
+        tracking_uri=model.training.tracking_uri,
         seconds=time.monotonic() - started,
         folder=f"{store.url}/{name}",
         is_best=model.best,
@@ -140,22 +140,22 @@ def evaluate(job: EvaluateJob) -> Evaluation:
 
 def validate_evaluation(job: EvaluateJob, model: Model, index: Index) -> list[View]:
     """The views of a clip. Raises OtherTask, OtherData, BadShards or ValueError if model and data do not fit."""
-    if "classes" not in model.meta:
+    if model.training.task != "classification":
         raise OtherTask(
             f"{job.run}: a captioning model; expected a classification model (captions: python -m jobs.caption)"
         )
     index.check_videos()
     index.check_files()
-    classes, found = tuple(model.meta["classes"]), index.info.classes
+    classes, found = tuple(model.training.model["classes"]), index.info.classes
     if classes != found:
         raise OtherData(
             f"{job.shards}: {len(found)} classes ({', '.join(found[:3])}, ...), but {job.run} was trained for {len(classes)} "
             f"({', '.join(classes[:3])}, ...); evaluate on shards with the same classes"
         )
-    packing, clips = index.info.packing, Recipe.from_dict(model.meta["recipe"]).clips
+    packing, clips = index.info.packing, Recipe.from_dict(model.training.recipe).clips
     index.check_stream(clips.stream)
     check_decoders(job.decoders, job.on)
-    check_reachable(model.meta["tracking_uri"])
+    check_reachable(model.training.tracking_uri)
     return evaluation_views(packing.height, packing.width, job.views, clips)
 
 

@@ -6,7 +6,6 @@ code/               grurcn, shards, cluster, jobs: the source that trained it; n
 requirements.txt    the packages that it was tried with, pinned: what serving needs, not what training does
 """
 
-import json
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
-from cluster.checkpoints.files import STATE
+from cluster.checkpoints.files import Checkpoint
 from cluster.tracking.models import MODEL_FOLDER
 from cluster.tracking.sender import plain
 from grurcn.inference.serving import PARAMETERS, PATH, VIDEO
@@ -51,8 +50,8 @@ SIGNATURE = ModelSignature(
 def save_pyfunc(model: Path, target: Path) -> None:
     """Moves a best model's folder into a new one that is an MLflow model. A model of captioning stays as it is: a folder that
     jobs.predict reads, which MLflow does not serve."""
-    meta = json.loads((model / STATE).read_text())["meta"]
-    if "classes" not in meta:
+    training = Checkpoint.at(model).state().training
+    if training.task != "classification":
         plain(model, target)
         return
     place = target / MODEL_FOLDER
@@ -60,14 +59,18 @@ def save_pyfunc(model: Path, target: Path) -> None:
     shutil.move(model, place)
     for name in CODE:
         shutil.copytree(ROOT / name, target / "code" / name, ignore=shutil.ignore_patterns("__pycache__"))
-    names = PACKAGES if meta["recipe"]["clips"]["stream"] == "rgb" else (*PACKAGES, FLOW_PACKAGE)
+    names = PACKAGES if training.recipe["clips"]["stream"] == "rgb" else (*PACKAGES, FLOW_PACKAGE)
     (target / REQUIREMENTS).write_text("".join(f"{pinned(name)}\n" for name in names))
     (target / PYTHON).write_text(
         PYTHON_ENVIRONMENT.format(version=platform.python_version(), requirements=REQUIREMENTS)
     )
     described = Model(
         signature=SIGNATURE,
-        metadata={"classes": meta["classes"], "recipe": meta["recipe"], "data_digest": meta["data_digest"]},
+        metadata={
+            "classes": training.model["classes"],
+            "recipe": training.recipe,
+            "data_digest": training.data_digest,
+        },
     )
     mlflow.pyfunc.add_to_model(
         described,

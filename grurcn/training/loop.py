@@ -26,7 +26,7 @@ def train_worker(job: WorkerJob, context: WorkerContext, read: Reader | None = N
     """Trains on one worker, from the newest checkpoint on. Returns the same on every rank. read: another reader of batches."""
     recipe, run, collectives = job.recipe, RunFolder(job.run), Collectives(job.timeout_minutes)
     checkpoint = newest_checkpoint(run, collectives, context)
-    meta = checkpoint.state()["meta"] if checkpoint else None
+    meta = checkpoint.state().training.model if checkpoint else None
     task = job.task.start(job, context, meta, **({"read": read} if read else {}))
     engine = build_engine(task, job, context, fresh=checkpoint is None)
     state, writer = resume(engine, run, checkpoint, job.keep, context)

@@ -99,7 +99,7 @@ def trunk_of(model: Model, source: str, trunk: str) -> dict[str, Tensor]:
             f"{source}: this run's model has no trunk (found {', '.join(list(model.weights)[:3])}, ...); wanted a run of a "
             f"model over {trunk}"
         )
-    found = model.meta["recipe"]["model"].get("trunk", "vgg16")  # before there was a choice, it was VGG-16
+    found = model.training.recipe["model"].get("trunk", "vgg16")  # before there was a choice, it was VGG-16
     if found != trunk:
         raise BadWeights(
             f"{source}: this run's trunk is {found}, wanted {trunk}; name another run, or --model.trunk {found}"

@@ -1,16 +1,15 @@
 """Saves a training, and resumes it from its newest checkpoint."""
 
-import dataclasses
-
 from deepspeed import DeepSpeedEngine
 
-from cluster.checkpoints.engine_state import read_state
+from cluster.checkpoints.engine_state import load_state
 from cluster.checkpoints.files import Checkpoint
 from cluster.checkpoints.run_folder import RunFolder
+from cluster.checkpoints.state import Training
 from cluster.checkpoints.writer import CheckpointWriter
 from cluster.workers.collectives import Collectives
 from cluster.workers.context import WorkerContext
-from cluster.workers.events import Metrics, Notice, Progress, Saved
+from cluster.workers.events import Notice, Progress, Saved
 from grurcn.training.state import Scores, TrainingState
 from grurcn.training.task import Task, WorkerJob
 
@@ -30,15 +29,19 @@ def resume(
     """Loads a checkpoint into the engine. Returns where the run is, and what writes its next checkpoints."""
     if checkpoint is None:
         return TrainingState(), CheckpointWriter(run, keep)
-    content = read_state(engine, checkpoint)
-    meta = content["meta"]
+    content = load_state(engine, checkpoint)
+    training, best = content.training, content.best
     if context.rank == 0:
-        for metrics in meta["metrics"]:  # they may have been lost with the worker that reported them
-            context.report(Metrics(**metrics))
-        line = f"going on after step {meta['step']:,} from {checkpoint.url}"
-        context.report(Progress(step=meta["step"], line=line))
+        for metrics in training.metrics:  # they may have been lost with the worker that reported them
+            context.report(metrics)
+        line = f"going on after step {training.step:,} from {checkpoint.url}"
+        context.report(Progress(step=training.step, line=line))
     state = TrainingState(
-        step=meta["step"], best=content["best"], lowest_loss=meta["lowest"], validations_since=meta["stale"]
+        step=training.step,
+        best=best.scores if best else None,
+        best_step=best.step if best else 0,
+        lowest_loss=training.lowest_loss,
+        validations_since=training.validations_since,
     )
     return state, CheckpointWriter(run, keep, content)
 
@@ -54,23 +57,22 @@ def save(
 ) -> None:
     """Begins to write a checkpoint, while training goes on. best: the scores of this step, if they are the best so far."""
     epoch, epoch_step = divmod(state.step, task.order.steps_per_epoch)
-    meta = {
-        "step": state.step,
-        "epoch": epoch,
-        "epoch_step": epoch_step,
-        "lowest": state.lowest_loss,
-        "stale": state.validations_since,
-        "metrics": [dataclasses.asdict(metrics) for metrics in state.metrics],
-        "recipe": job.recipe.to_dict(),
-        **task.model_meta,
-        "data_digest": task.data_digest,
-        "mlflow_run_id": job.mlflow_run_id,
-        "tracking_uri": job.tracking_uri,
-    }
+    training = Training(
+        step=state.step,
+        epoch=epoch,
+        epoch_step=epoch_step,
+        recipe=job.recipe.to_dict(),
+        model=task.model_meta,
+        data_digest=task.data_digest,
+        mlflow_run_id=job.mlflow_run_id,
+        tracking_uri=job.tracking_uri,
+        lowest_loss=state.lowest_loss,
+        validations_since=state.validations_since,
+        metrics=state.metrics,
+    )
     state.metrics = []
-    step = state.step
 
     def report(checkpoint: Checkpoint) -> None:
-        context.report(Saved(step=step, checkpoint=checkpoint.name, keep=job.keep))
+        context.report(Saved(step=training.step, checkpoint=checkpoint.name, keep=job.keep))
 
-    writer.save(engine, step, meta, best, report)
+    writer.save(engine, training, best, report)

@@ -14,7 +14,8 @@ class TrainingState:
     """The step that a run is at, and its best validation."""
 
     step: int = 0  # steps done
-    best: Scores | None = None  # the scores of the best validation, and its step
+    best: Scores | None = None  # the scores of the best validation
+    best_step: int = 0
     lowest_loss: float | None = None  # of the validations
     validations_since: int = 0  # the one with the lowest loss
     metrics: list[Metrics] = field(default_factory=list)  # since the last checkpoint, which keeps them
@@ -40,7 +41,7 @@ class TrainingState:
         else:
             is_best = scores[select] > self.best[select]
         if is_best:
-            self.best = {**scores, "step": self.step}
+            self.best, self.best_step = scores, self.step
         return is_best
 
     def result(self, recipe: TrainingRecipe) -> RunResult:
@@ -48,6 +49,6 @@ class TrainingState:
         return RunResult(
             steps=self.step,
             stopped_early=self.step < recipe.num_steps,
-            scores={name: value for name, value in self.best.items() if name not in ("step", "sha256")},
-            best_step=int(self.best["step"]),
+            scores=self.best,
+            best_step=self.best_step,
         )

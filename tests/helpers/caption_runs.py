@@ -8,6 +8,7 @@ import torch
 
 from cluster.checkpoints.files import Snapshot
 from cluster.checkpoints.run_folder import RunFolder
+from cluster.checkpoints.state import Optimizer, Training
 from cluster.checkpoints.writer import CheckpointWriter
 from grurcn.models.config import ModelConfig
 from grurcn.models.decoder import DecoderConfig
@@ -28,14 +29,16 @@ WORDS = ("<end>", "<unk>", "a", "square", "disc", "moves", "left", "up")
 
 PACKING = Packing(width=SIZE, height=SIZE)
 
-ABOUT = {"optimizer": "SGD", "trainable": [], "step_counts": {}, "loss_scale": None}
+SGD = Optimizer(name="SGD", step_counts={})
 
 
-def write_checkpoint(folder: Path, weights: dict[str, torch.Tensor], meta: dict[str, Any]) -> Path:
+def write_checkpoint(
+    folder: Path, weights: dict[str, torch.Tensor], recipe: dict[str, Any], model: dict[str, Any]
+) -> Path:
     """A run with one checkpoint, the best, at step 8."""
     writer = CheckpointWriter(RunFolder(str(folder)), keep=1)
-    snapshot = Snapshot(weights=weights, frozen=None, moments={}, about=ABOUT)
-    writer.write(snapshot, 8, {"step": 8, **meta}, {"loss": 1.0}, lambda _: None)
+    snapshot = Snapshot(weights=weights, frozen=None, moments={}, optimizer=SGD)
+    writer.write(snapshot, Training(step=8, recipe=recipe, model=model), {"loss": 1.0})
     return folder
 
 
@@ -56,12 +59,5 @@ def write_run(folder: Path, packing: Packing = PACKING, recipe: CaptionRecipe = 
     model = build_captioner(recipe, encoder, len(WORDS), weights)
     for parameter in model.decoder.parameters():
         torch.nn.init.normal_(parameter, std=1.5)
-    meta = {
-        "recipe": recipe.to_dict(),
-        "vocabulary": list(WORDS),
-        "encoder": encoder,
-        "packing": vars(packing),
-        "tracking_uri": "",
-        "mlflow_run_id": "",
-    }
-    return write_checkpoint(folder, model.state_dict(), meta)
+    kept = {"vocabulary": list(WORDS), "encoder": encoder, "packing": vars(packing)}
+    return write_checkpoint(folder, model.state_dict(), recipe.to_dict(), kept)

@@ -170,7 +170,7 @@ class Trainings:
         """The step of its newest checkpoint."""
         from cluster.checkpoints.run_folder import RunFolder
 
-        return RunFolder(f"{self.folder}/runs/{self.name}").checkpoints()[-1].state()["meta"]["step"]
+        return RunFolder(f"{self.folder}/runs/{self.name}").checkpoints()[-1].state().training.step
 
 
 # Faults

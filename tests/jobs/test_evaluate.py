@@ -78,7 +78,7 @@ def test_figures_go_to_the_run_that_made_the_model(run, shards, capsys):
 
 
 def test_what_does_not_fit_is_refused(run, shards, videos, tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere: no checkpoint in it; wanted a run's folder"):
+    with pytest.raises(ValueError, match=r"nowhere: no checkpoint in it; expected a run's folder"):
         run_evaluate(tmp_path / "nowhere", shards)
     with pytest.raises(BadShards, match="no samples in the split 'trial'"):
         run_evaluate(run, shards, split="trial")

@@ -15,6 +15,7 @@ from caption_runs import write_run as write_caption_run
 
 from cluster.checkpoints.files import Snapshot
 from cluster.checkpoints.run_folder import RunFolder
+from cluster.checkpoints.state import Optimizer, Training
 from cluster.checkpoints.writer import CheckpointWriter
 from grurcn.inference.classifier import OtherTask, Recogniser
 from grurcn.inference.model_input import model_input
@@ -89,14 +90,15 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 
 def write_run_of(folder: Path, recipe: Recipe) -> None:
+    kept = {"classes": CLASSES, "packing": vars(PACKING)}
     snapshot = Snapshot(
         weights=weights_of(recipe),
         frozen=None,
         moments={},
-        about={"optimizer": "SGD", "trainable": [], "step_counts": {}, "loss_scale": None},
+        optimizer=Optimizer(name="SGD", step_counts={}),
     )
     CheckpointWriter(RunFolder(str(folder)), keep=1).write(
-        snapshot, 8, {"step": 8, **meta_of(recipe)}, {"loss": 1.0}, lambda _: None
+        snapshot, Training(step=8, recipe=recipe.to_dict(), model=kept), {"loss": 1.0}
     )
 
 

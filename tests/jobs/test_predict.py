@@ -363,15 +363,13 @@ def test_a_video_beyond_the_limits_is_named(run, scenes, capsys):
 def test_a_run_of_recognition_is_refused(scenes, tmp_path):
     recipe = Recipe(model=ModelConfig(taps=("pool1",), hidden=(3,), width=1 / 32))
     weights = build_model(recipe.model, 2, 0).state_dict()
-    recognition = write_checkpoint(
-        tmp_path / "other", dict(weights), {"recipe": recipe.to_dict(), "classes": ["a", "b"]}
-    )
+    recognition = write_checkpoint(tmp_path / "other", dict(weights), recipe.to_dict(), {"classes": ["a", "b"]})
     with pytest.raises(OtherTask, match=r"other: of a run of recognition, which has no words"):
         predict.main(job(recognition, scenes))
 
 
 def test_a_place_without_a_run_is_refused(scenes, tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere: no checkpoint in it; wanted a run's folder"):
+    with pytest.raises(ValueError, match=r"nowhere: no checkpoint in it; expected a run's folder"):
         predict.main(job(tmp_path / "nowhere", scenes))
 
 

@@ -38,7 +38,7 @@ def test_a_run_ends_with_its_best_model_a_line_and_json(finished, storage, capsy
     best = load_best(storage / "finished")
     assert best.best
     assert best.step == finished["best_step"]
-    assert best.meta["classes"] == ["down", "left", "right", "up"]
+    assert best.training.model["classes"] == ["down", "left", "right", "up"]
 
 
 def test_mlflow_has_one_run_with_parameters_metrics_tags_and_artifacts(finished, storage, shards):

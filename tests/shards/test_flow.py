@@ -32,6 +32,7 @@ from small_runs import run_evaluate, run_train
 from videos import DATA, TINY, listing_of, needs_data, numbered_planes, pack, write_video
 
 from cluster.checkpoints.run_folder import Model, load_best
+from cluster.checkpoints.state import Training
 from grurcn.inference.model_input import model_input
 from grurcn.models.build import build_model
 from grurcn.models.pixels import FLOW_SCALE, flow_to_clips, to_clips
@@ -398,8 +399,9 @@ def test_training_and_evaluation_refuse_flow_that_was_not_packed(shards, tmp_pat
     recipe = replace(RECIPE, clips=replace(RECIPE.clips, stream="flow"))
     with pytest.raises(BadShards, match=NO_FLOW):
         train.main("tiny", train_job(shards, tmp_path, "flow", recipe=recipe))
-    meta = {"classes": ["down", "left", "right", "up"], "recipe": recipe.to_dict()}
-    model = Model(weights={}, meta=meta, step=0, best=True, checkpoint=tmp_path)
+    kept = {"classes": ["down", "left", "right", "up"]}
+    training = Training(step=0, recipe=recipe.to_dict(), model=kept)
+    model = Model(weights={}, training=training, step=0, best=True, checkpoint=tmp_path)
     monkeypatch.setattr(evaluate, "load_best", lambda _: model)
     with pytest.raises(BadShards, match=NO_FLOW):
         evaluate.main(evaluate.Evaluate(run=str(tmp_path), shards=str(shards)))

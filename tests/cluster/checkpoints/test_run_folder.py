@@ -9,18 +9,20 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from engines import tiny_engine, tiny_model, train
+from engines import tiny_engine, tiny_model, train, training_at
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from servers import s3_server
 
-from cluster.checkpoints.engine_state import read_state
+from cluster.checkpoints.engine_state import load_state
 from cluster.checkpoints.files import Checkpoint
 from cluster.checkpoints.run_folder import Identity, RunFolder, export_best, load_best
 from cluster.checkpoints.writer import CheckpointWriter
 from shards.store import BadShards, FolderStore, NoFile, retry
 
-IDENTITY = Identity(recipe_digest="a", data_digest="b", recipe={}, tracking_uri="c", mlflow_run_id="d")
+IDENTITY = Identity(
+    recipe_digest="a", data_digest="b", recipe={"task": "classification"}, tracking_uri="c", mlflow_run_id="d"
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def place(request, tmp_path) -> str:
 
 
 def save(writer: CheckpointWriter, engine, step: int, best: dict | None = None) -> None:
-    writer.save(engine, step, {"step": step}, best)
+    writer.save(engine, training_at(step), best)
 
 
 def train_and_save(place: str, keep: int = 2, best_at: int = 2, steps: int = 5):
@@ -82,8 +84,9 @@ def test_a_run_is_kept_in_a_folder_and_in_an_object_store_alike(place):
     other = tiny_engine(0, model=tiny_model())
     newest = run.newest_whole(warn=pytest.fail)
     assert newest is not None
-    state = read_state(other, newest)
-    assert (state["meta"], state["best"]["step"]) == ({"step": 5}, 2)
+    state = load_state(other, newest)
+    assert state.best is not None
+    assert (state.training, state.best.step) == (training_at(5), 2)
     assert train(other, range(5, 8)) == train(engine, range(5, 8))
     assert run.identity() is None
     run.begin(IDENTITY)
@@ -116,9 +119,9 @@ def test_weights_that_are_not_trained_are_written_once(place, monkeypatch):
     _, run = train_and_save(place)
     assert written.count("frozen.safetensors") == 1
     state = run.checkpoints()[-1].state()
-    assert state["weights"] == ["model.safetensors", "../frozen.safetensors"]
+    assert state.weights == ["model.safetensors", "../frozen.safetensors"]
     engine = tiny_engine(0)
-    writer = CheckpointWriter(run, 2, read_state(engine, run.checkpoints()[-1]))
+    writer = CheckpointWriter(run, 2, load_state(engine, run.checkpoints()[-1]))
     train(engine, [5])
     save(writer, engine, 6)  # by another process, which goes on
     writer.close()
@@ -146,7 +149,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     may_write.set()
     writer.close()
     again = tiny_engine(0)
-    read_state(again, run.checkpoints()[-1])
+    load_state(again, run.checkpoints()[-1])
     assert train(again, range(1, 1 + steps_meanwhile)) == losses
 
 
@@ -198,7 +201,7 @@ def test_after_a_damaged_checkpoint_the_same_steps_are_saved_anew(place):
     found = run.newest_whole(lambda _: None)
     assert found is not None
     engine = tiny_engine(0)
-    writer = CheckpointWriter(run, 2, read_state(engine, found))
+    writer = CheckpointWriter(run, 2, load_state(engine, found))
     train(engine, [4])
     save(writer, engine, 5)
     writer.close()
@@ -227,7 +230,7 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(tmp_path):
     assert newest is not None
     assert newest.name == "checkpoint-00000005"
     engine = tiny_engine(0)
-    writer = CheckpointWriter(run, 2, read_state(engine, newest))
+    writer = CheckpointWriter(run, 2, load_state(engine, newest))
     train(engine, [5])
     save(writer, engine, 6)
     writer.close()
@@ -255,10 +258,10 @@ def test_a_full_disk_is_one_error_the_checkpoint_before_stays_and_room_is_all_th
         assert newest.name == whole[-1]
         subprocess.run(["mount", "-o", "remount,size=10m", str(disk)], check=True)
         again = tiny_engine(0)
-        state = read_state(again, newest)
+        state = load_state(again, newest)
         writer = CheckpointWriter(run, 10, state)
-        train(again, [state["meta"]["step"]])
-        save(writer, again, state["meta"]["step"] + 1)
+        train(again, [state.training.step])
+        save(writer, again, state.training.step + 1)
         writer.close()
         assert names(run) == [*whole, f"checkpoint-{len(whole) + 1:08}"]
     finally:
@@ -312,7 +315,7 @@ def test_a_store_that_stays_away_is_one_error(monkeypatch, tmp_path):
 
 
 def test_a_place_without_a_run_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere: no checkpoint in it; wanted a run's folder"):
+    with pytest.raises(ValueError, match=r"nowhere: no checkpoint in it; expected a run's folder"):
         load_best(tmp_path / "nowhere")
     assert RunFolder(str(tmp_path / "nowhere")).newest() is None
     with pytest.raises(NoFile), Checkpoint.at(tmp_path / "nowhere").store.fetched("x"):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from cluster.checkpoints.files import STATE, Checkpoint
 from cluster.checkpoints.run_folder import IDENTITY, RunFolder
+from cluster.checkpoints.state import Best, CheckpointState, Optimizer
+from cluster.workers.events import Metrics
 from grurcn.training.caption_recipes import CaptionRecipe
 from grurcn.training.recipes import RECIPES, Recipe
 
@@ -19,13 +21,25 @@ def old_json(recipe: Recipe | CaptionRecipe) -> dict:
 
 def test_a_checkpoint_without_a_task_and_with_metrics_under_their_old_name_is_read(tmp_path: Path):
     recipe = RECIPES["demo"]()
-    meta = {"recipe": old_json(recipe), "told": [{"metrics": METRICS, "at": 4, "milliseconds": 9}], "step": 4}
-    (tmp_path / STATE).write_text(json.dumps({"format": 2, "meta": meta}))
-    found = Checkpoint.at(str(tmp_path)).state()["meta"]
-    assert found["recipe"]["task"] == "classification"
-    assert Recipe.from_dict(found["recipe"]) == recipe
-    assert found["metrics"] == [{"step": 4, "values": METRICS, "milliseconds": 9}]
-    assert "told" not in found
+    meta = {
+        "recipe": old_json(recipe),
+        "told": [{"metrics": METRICS, "at": 4, "milliseconds": 9}],
+        "step": 4,
+        "stale": 1,
+    }
+    optimizer = {"optimizer": "SGD", "trainable": ["a"], "step_counts": {"a": 4.0}, "loss_scale": None}
+    best = {"sha256": "b", "loss": 0.25, "step": 2}
+    content = {"format": 2, **optimizer, "meta": {**meta, "classes": ["x"]}, "best": best, "weights": [], "sha256": {}}
+    (tmp_path / STATE).write_text(json.dumps(content))
+    state = Checkpoint.at(str(tmp_path)).state()
+    training = state.training
+    assert (training.step, training.validations_since, training.model) == (4, 1, {"classes": ["x"]})
+    assert training.task == "classification"
+    assert Recipe.from_dict(training.recipe) == recipe
+    assert training.metrics == [Metrics(step=4, values=METRICS, milliseconds=9)]
+    assert state.best == Best(step=2, sha256="b", scores={"loss": 0.25})
+    assert state.optimizer == Optimizer(name="SGD", trainable=["a"], step_counts={"a": 4.0})
+    assert CheckpointState.from_json(json.loads(json.dumps(state.to_json()))) == state
 
 
 def test_a_run_keeps_the_digest_that_it_was_begun_with(tmp_path: Path):

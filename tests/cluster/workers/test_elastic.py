@@ -154,7 +154,7 @@ def test_a_run_that_is_told_to_end_saves_its_last_step_and_the_same_command_goes
     identity = run.identity()
     assert identity is not None
     assert MlflowClient(identity.tracking_uri).get_run(identity.mlflow_run_id).info.status == "KILLED"
-    step = checkpoint.state()["meta"]["step"]
+    step = checkpoint.state().training.step
     assert step >= 20
     again = Training(shards, storage, name, *options, log_every=1)
     again.wait_for(rf"going on after step {step} from")

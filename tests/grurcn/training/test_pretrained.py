@@ -10,6 +10,7 @@ import torch
 
 from cluster.checkpoints.files import Snapshot
 from cluster.checkpoints.run_folder import RunFolder, load_best
+from cluster.checkpoints.state import Optimizer, Training
 from cluster.checkpoints.writer import CheckpointWriter
 from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.models import download_best
@@ -40,12 +41,11 @@ def write_run(folder: Path, recipe: dict, newest: dict, best: dict | None = None
     """A run with its newest weights at step 8, and, if wanted, its best ones at step 4."""
     writer = CheckpointWriter(RunFolder(str(folder)), keep=2)
     writer.with_frozen = False
-    about = {"optimizer": "SGD", "trainable": [], "step_counts": {}, "loss_scale": None}
+    optimizer, model = Optimizer(name="SGD", step_counts={}), {"classes": list("abcde")}
     for step, weights, validated in ((4, best, {"loss": 1.0}), (8, newest, None)):
         if weights is not None:
-            snapshot = Snapshot(weights=weights, frozen=None, moments={}, about=about)
-            meta = {"step": step, "recipe": recipe, "classes": list("abcde")}
-            writer.write(snapshot, step, meta, validated, lambda _: None)
+            snapshot = Snapshot(weights=weights, frozen=None, moments={}, optimizer=optimizer)
+            writer.write(snapshot, Training(step=step, recipe=recipe, model=model), validated)
     return folder
 
 
@@ -182,7 +182,7 @@ def test_a_run_of_a_model_without_a_trunk_is_refused(tmp_path):
 
 
 def test_a_folder_that_is_no_runs_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no checkpoint in it; wanted a run's folder"):
+    with pytest.raises(ValueError, match=r"no checkpoint in it; expected a run's folder"):
         read_pretrained(str(tmp_path), "vgg16", AWAY)
 
 
