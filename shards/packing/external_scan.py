@@ -14,7 +14,6 @@ import json
 import re
 import tempfile
 import unicodedata
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -147,9 +146,7 @@ def read_member(
         return f".{suffix} has {member.size_bytes} bytes; expected at least 1 and at most {largest} (--memory-limit)"
     found.video = member
     with video.open("wb") as file:
-        for piece in reader.pieces(member.size_bytes):
-            found.video_crc32 = zlib.crc32(piece, found.video_crc32)
-            file.write(piece)
+        found.video_crc32 = reader.copy(member.size_bytes, file)
     return None
 
 

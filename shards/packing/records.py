@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from shards.dataset import DESCRIPTION, PLAN, REJECTED, DatasetInfo, Shard, read_dataset
+from shards.packing.tar_reader import padded
 from shards.rows import written_index
 from shards.store import BadShards, NoFile, Store, has_file
 
@@ -145,8 +146,7 @@ class OpenShard:
         member = tarfile.TarInfo(name)
         member.size = len(data)
         self.tar.addfile(member, io.BytesIO(data))
-        padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        return self.tar.offset - padded
+        return self.tar.offset - padded(len(data))
 
 
 @contextmanager

@@ -9,8 +9,10 @@ held than its reader asks for, and a header that promises what is not there is a
 import hashlib
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import IO
 
 from shards.store import Store
 from shards.threads import ordered_map
@@ -86,6 +88,15 @@ class TarReader:
 
     def read(self, size_bytes: int) -> bytes:
         return b"".join(self.pieces(size_bytes))
+
+    def copy(self, size_bytes: int, file: IO[bytes] | None) -> int:
+        """Reads the next `size_bytes` bytes, into a file if there is one; returns their CRC-32."""
+        crc32 = 0
+        for piece in self.pieces(size_bytes):
+            crc32 = zlib.crc32(piece, crc32)
+            if file is not None:
+                file.write(piece)
+        return crc32
 
     def skip_to(self, offset: int) -> None:
         for _ in self.pieces(offset - self.position):

@@ -19,7 +19,7 @@ from shards.packing.entries import SPLITS, BadSource, Entry, Listing, make_listi
 
 @dataclass(frozen=True, kw_only=True)
 class Csv:
-    """A table with the columns path, label, split and, if wanted, group, start and end."""
+    """A table with the columns path, label and split, and optionally group, start and end."""
 
     table: Path
     """CSV file with a header line; paths are relative to --root; split is train, val or test.
@@ -70,7 +70,7 @@ class Kinetics:
     Cut already: ID_START_END.mp4, the seconds in six digits. Whole, for packing to cut: ID.mp4. Or another suffix."""
     table: tuple[Path, ...]
     """CSV files with the columns label, youtube_id, time_start, time_end and split, say one file a split.
-    Rows without a label are refused: leave out tables whose labels were not published."""
+    A row without a label is an error: leave out tables whose labels were not published."""
     classes: Path | None = None
     """Text file with one class name a line, in label order. Default: the labels of the training rows, sorted."""
 

@@ -8,35 +8,14 @@ from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from listings import groups_of, table, touch
 
 from shards.packing.entries import Entry, hold_out, make_listing
 from shards.packing.sources import Csv, Folder
 
 
-def touch(folder: Path, *names: str) -> Path:
-    """Empty files: sources read names only."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    return folder
-
-
-def groups_of(entries):
-    """{split: its groups}"""
-    groups = defaultdict(set)
-    for entry in entries:
-        groups[entry.split].add(entry.group)
-    return groups
-
-
 def entry_of(name, *, label="a", split="train", group=None):
     return Entry(path=Path(name), name=name, label=label, split=split, group=group or name)
-
-
-def table(folder: Path, *lines: str) -> Path:
-    path = folder / "videos.csv"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
 
 
 # Keys
