@@ -26,7 +26,8 @@ ALLOWED = {
     "grurcn/models": TORCH | {"grurcn.models"},
     "grurcn/drawing": LIBRARY | {"PIL", "tyro"},
     "grurcn/evaluation/caption_scores.py": LIBRARY | {"pycocoevalcap"},
-    "grurcn/inference/serving.py": LIBRARY | {"pandas"},
+    "grurcn/inference/serving.py": LIBRARY | {"pandas"},  # in which MLflow hands over requests
+    "grurcn/inference/export.py": LIBRARY | {"onnx", "onnxruntime", "onnxscript"},  # one of the two file formats
     "shards": SHARDS | TORCH | {"shards"},
     **dict.fromkeys((name.replace(".", "/") + ".py" for name in CONTRACT), SHARDS | CONTRACT),
     "shards/store": SHARDS | CONTRACT,
@@ -36,7 +37,6 @@ ALLOWED = {
     "cluster": {"cluster", "torch", "ray", "deepspeed", "mlflow", "safetensors", "rich", "fsspec", "pyarrow"}
     | {"shards.store"},  # runs lie in the same stores as shards
     "jobs": LIBRARY | {"jobs", "tyro", "rich", "psutil"},
-    "jobs/export.py": LIBRARY | {"jobs", "tyro", "onnx", "onnxruntime", "onnxscript"},
     "jobs/doctor": LIBRARY | {"jobs", "rich", "psutil", "packaging"},
     "jobs/bench": LIBRARY
     | {"jobs", "tyro", "rich", "psutil", "webdataset", "imageio_ffmpeg"},  # the peers that it measures

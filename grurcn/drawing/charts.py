@@ -1,6 +1,6 @@
-"""Pictures of a judgement, for MLflow's pages: PNGs of the confusion matrix, each class, each level, and the worst mistakes.
+"""Pictures of a model's results for MLflow's pages: PNGs of the confusion matrix, each class, each level, the worst mistakes.
 
-They are drawn at each best validation of a run, and by an evaluation. K classes, L levels.
+A training draws them at each best validation, an evaluation at its end. K classes, L levels.
 """
 
 import io
@@ -11,14 +11,15 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from grurcn.drawing.clip_frames import middle_clip, show
-from grurcn.drawing.contact_sheet import Heading, contact_sheet
-from grurcn.evaluation.confusion import Judgement
+from grurcn.drawing.clip_frames import middle_clip, render_clip
+from grurcn.drawing.contact_sheet import contact_sheet
+from grurcn.drawing.text import FAINT, INK, Heading
+from grurcn.evaluation.confusion import Confusion
 from shards.index import Index
 from shards.printable import printable
 from shards.reading.clips import ClipConfig
 
-BLUE, PALE, RED, INK, FAINT = "#2f6bd8", "#b8cdf2", "#b3261e", "#1b1f24", "#667080"
+BLUE, PALE, RED = "#2f6bd8", "#b8cdf2", "#b3261e"
 MOST_NAMED = 120  # classes whose names fit beside a confusion matrix
 MOST_COUNTED = 24  # classes whose counts fit into its cells
 MOST_BARS = 60  # classes that are drawn with a bar each; of more, those with the lowest accuracy
@@ -26,24 +27,26 @@ LONGEST_NAME = 28  # letters
 DOTS_PER_INCH = 110
 
 
-def pictures(judgement: Judgement, index: Index, clips: ClipConfig, about: str) -> dict[str, bytes]:
-    """{file name: PNG} of a judgement over the split that index reads. about: of which videos and model it is, in words.
+def pictures(confusion: Confusion, index: Index, clips: ClipConfig, about: str) -> dict[str, bytes]:
+    """{file name: PNG} of the results on the split of `index`. about: the model and the videos, in words.
 
     Raises BadShards or BadVideo if the worst mistakes' videos cannot be read.
     """
     drawn: dict[str, Callable[[], bytes]] = {
-        "confusion.png": lambda: confusion_matrix(judgement, about),
-        "classes.png": lambda: class_bars(judgement, about),
-        "levels.png": lambda: level_bars(judgement, about),
+        "confusion.png": lambda: confusion_matrix(confusion, about),
+        "classes.png": lambda: class_bars(confusion, about),
+        "levels.png": lambda: level_bars(confusion, about),
     }
-    if judgement.mistakes:
-        drawn["mistakes.png"] = lambda: mistakes_sheet(judgement, index, clips, about)
+    if confusion.mistakes:
+        drawn["mistakes.png"] = lambda: mistakes_sheet(confusion, index, clips, about)
     return {name: draw() for name, draw in drawn.items()}
 
 
 class Painter:
-    """Draws in a thread, so that nothing waits for it; of what waits to be drawn only the newest. A `with` block ends when
-    that is done. What cannot be drawn is said, and ends nothing."""
+    """Draws in a thread, so that nothing waits for it. Of several requests that wait, only the newest is drawn.
+
+    A `with` block ends when that is done. Pictures that cannot be drawn are a warning.
+    """
 
     def __init__(self, send: Callable[[str, bytes], None], print_line: Callable[[str], None]):
         """send: gets each picture's name and its PNG."""
@@ -70,35 +73,35 @@ class Painter:
             self.print_line(f"warning: pictures of the validation were not drawn: {type(error).__name__}: {error}")
 
 
-def confusion_matrix(judgement: Judgement, about: str) -> bytes:
-    """Rows are the videos' own classes, columns what they were taken for; colours are shares of a row."""
-    counts = judgement.confusion.numpy()  # (K, K)
-    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+def confusion_matrix(confusion: Confusion, about: str) -> bytes:
+    """Rows are the videos' classes, columns the predicted ones; colours are fractions of a row."""
+    counts = confusion.matrix.numpy()  # (K, K)
+    fractions = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     size = len(counts)
     named = size <= MOST_NAMED
     side = float(np.clip(0.42 * size, 4, 9) if size <= MOST_COUNTED else np.clip(0.15 * size, 9, 18))
     figure = Figure(figsize=(side + 3, side + 2), layout="constrained", dpi=DOTS_PER_INCH)
     axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axes, fraction=0.04, label="share of the class's videos")
-    axes.set(xlabel="taken for", ylabel="class")
+    image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=axes, fraction=0.04, label="fraction of the class's videos")
+    axes.set(xlabel="predicted class", ylabel="class")
     if named:
-        names = [short(name) for name in judgement.classes]
+        names = [short(name) for name in confusion.classes]
         letters = 9 if size <= MOST_COUNTED else float(np.clip(700 / size, 4, 8))
         axes.set_xticks(range(size), names, rotation=90, fontsize=letters)
         axes.set_yticks(range(size), names, fontsize=letters)
     if size <= MOST_COUNTED:
         for row, column in np.argwhere(counts).tolist():
-            colour = "white" if shares[row, column] > 0.5 else INK
+            colour = "white" if fractions[row, column] > 0.5 else INK
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=8, color=colour)
     right = int(counts.diagonal().sum())
     axes.set_title(f"{about}\n{right:,} of {counts.sum():,} videos right", fontsize=10, loc="left")
     return png(figure)
 
 
-def class_bars(judgement: Judgement, about: str) -> bytes:
+def class_bars(confusion: Confusion, about: str) -> bytes:
     """A bar for each class, the lowest accuracy first."""
-    rows = sorted(judgement.per_class().items(), key=lambda item: (item[1]["top1"], item[0]))
+    rows = sorted(confusion.per_class().items(), key=lambda item: (item[1]["top1"], item[0]))
     left_out = len(rows) - MOST_BARS
     rows = rows[:MOST_BARS]
     figure = Figure(figsize=(8, 1.6 + 0.24 * len(rows)), layout="constrained", dpi=DOTS_PER_INCH)
@@ -116,10 +119,10 @@ def class_bars(judgement: Judgement, about: str) -> bytes:
     return png(figure)
 
 
-def level_bars(judgement: Judgement, about: str) -> bytes:
-    """For each level: how right it is alone, and what all the others lose without it."""
-    levels = judgement.per_level()
-    together = judgement.confusion.diagonal().sum().item() / judgement.videos
+def level_bars(confusion: Confusion, about: str) -> bytes:
+    """For each level: its accuracy alone, and that of all the others without it."""
+    levels = confusion.per_level()
+    together = confusion.matrix.diagonal().sum().item() / confusion.videos
     figure = Figure(figsize=(max(6, 3 + 1.1 * len(levels)), 4), layout="constrained", dpi=DOTS_PER_INCH)
     axes = figure.add_subplot()
     places = np.arange(len(levels))
@@ -142,29 +145,28 @@ def level_bars(judgement: Judgement, about: str) -> bytes:
     return png(figure)
 
 
-def mistakes_sheet(judgement: Judgement, index: Index, clips: ClipConfig, about: str) -> bytes:
-    """The middle clips of the videos that it was most wrong about, with their own class and what they were taken for."""
+def mistakes_sheet(confusion: Confusion, index: Index, clips: ClipConfig, about: str) -> bytes:
+    """The middle clips of the worst mistakes, with the true and the predicted class."""
     rows = []
-    for mistake in judgement.mistakes:
+    for mistake in confusion.mistakes:
         sample = index[mistake.number]
-        taken = judgement.classes[mistake.predicted]
         remarks = (
-            f"taken for {taken}: {mistake.predicted_probability:.2f}",
-            f"its own class: {mistake.label_probability:.2g}",
+            f"predicted {confusion.classes[mistake.predicted]}: {mistake.predicted_probability:.2f}",
+            f"true class: {mistake.label_probability:.2g}",
         )
-        rows.append(show(index, sample, middle_clip(index, sample, clips), clips, remarks))
+        rows.append(render_clip(index, sample, middle_clip(index, sample, clips), clips, remarks))
     heading = Heading(
-        title="The videos it was most wrong about",
+        title="The worst mistakes",
         lines=(
             about,
-            "of each the middle clip, as the model sees it; first those whose own class had the least probability",
+            "the middle clip of each video, as the model sees it; the least probability of the true class first",
         ),
     )
     return contact_sheet(heading, rows)
 
 
 def short(name: str) -> str:
-    """A class's name as it fits on an axis: glyphs alone, and no mathematics for matplotlib."""
+    """A class's name for an axis: cut, escaped, and without the $ of matplotlib's formulas."""
     name = "".join(map(printable, name)).replace("$", r"\$")
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
 

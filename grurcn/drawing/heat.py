@@ -1,12 +1,12 @@
-"""Where the frames of a video change a GRU-RCN's states: a map a level and frame, laid over the frame that it belongs to.
+"""Where the frames of a video change a GRU-RCN's states: a map for each level and frame, laid over the frame.
 
-A state moves even while nothing does: h_0 is zero, and the GRU goes on taking in what it has seen already; of a trained model's
-states, |h_t - h_(t-1)| is as large before a still picture as before a moving one. So the change that counts here is that against
-the state there would have been, had the frame before been shown once more:
+A state changes even while nothing moves: h_0 is zero, and the GRU goes on taking in what it has seen already. In a trained model
+|h_t - h_(t-1)| is as large for a still picture as for a moving one. So a change is measured against the state that there would
+be if the frame before had been shown once more:
 
     |h_t - GRU(x_(t-1), h_(t-1))|, the mean over the channels
 
-It is zero wherever a cell sees no difference between two frames. Of the stream of flow, the fields take the place of frames.
+It is zero wherever a cell sees no difference between two frames. In the flow stream, fields take the place of frames.
 
 N clips, T frames, X and C channels of maps and states, H x W a map's size, L levels, K classes.
 """
@@ -17,67 +17,66 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cluster.precision import autocast
-from grurcn.inference.classifier import Recogniser, View
+from grurcn.inference.classifier import Classifier, View
 from grurcn.inference.model_input import model_input
-from grurcn.models.gru import ConvGRU, product
 from grurcn.models.gru_rcn import GRURCN, pooled_to
 from shards.reading.clips import Box, ClipConfig
 
-USUAL = 0.9  # share of a level's maps that have no cell hotter than 1
-FAINTEST = 0.02  # of a level's mean state: changes below are noise, and never shown as heat
+USUAL = 0.9  # fraction of a level's maps that have no cell hotter than 1
+FAINTEST = 0.02  # of a level's mean state: smaller changes are noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """A level's maps, and which part of the model's input they show."""
+    """A level's maps, and which part of the model's input they cover."""
 
     maps: np.ndarray  # (N, T - 1, H, W) float32, 0 to 1: of the steps from the second on
-    reach: float  # share of the input's height and width that the map's cells cover; some cover more or less than all
+    reach: float  # fraction of the input's height and width that the map's cells cover; may exceed 1
 
 
-def check_heat(recogniser: Recogniser) -> None:
-    """Raises ValueError for a model without states, or without one that has a place."""
-    config = recogniser.recipe.model
+def check_heat(classifier: Classifier) -> None:
+    """Raises ValueError for a model without states, or whose states are all of 1 x 1 cells."""
+    config = classifier.recipe.model
     if config.kind != "gru-rcn":
         raise ValueError(
-            f"heat shows where GRUs' states change, and a model of kind {config.kind} has none; it wants a model of kind gru-rcn"
+            f"heat shows where GRUs' states change, and a model of kind {config.kind} has none; use a model of kind gru-rcn"
         )
-    if not placed_levels(recogniser):
+    if not placed_levels(classifier):
         raise ValueError(
-            f"heat wants a level whose map has more than one cell; this model reads {', '.join(config.taps)} at 1 x 1 alone"
+            f"heat needs a level whose map has more than one cell; this model reads only {', '.join(config.taps)} at 1 x 1"
         )
 
 
-def placed_levels(recogniser: Recogniser) -> dict[int, float]:
-    """{number of each level of more than 1 x 1 cells: share of the input that they cover}."""
-    size = recogniser.recipe.clips.size
-    cells = [(tap.size(size), tap.stride) for tap in recogniser.recipe.model.tap_maps.values()]
+def placed_levels(classifier: Classifier) -> dict[int, float]:
+    """{number of each level of more than 1 x 1 cells: fraction of the input that they cover}."""
+    size = classifier.recipe.clips.size
+    cells = [(tap.size(size), tap.stride) for tap in classifier.recipe.model.tap_maps.values()]
     return {number: side * stride / size for number, (side, stride) in enumerate(cells) if stride and side > 1}
 
 
 def votes_and_changes(
-    recogniser: Recogniser, planes: Tensor, flow_bound: Tensor, view: View, at_once: int = 25
+    classifier: Classifier, planes: Tensor, flow_bound: Tensor, view: View, at_once: int = 25
 ) -> tuple[Tensor, list[Changes]]:
-    """Planes of clips, flow_bound (N,) -> (what Recogniser.votes gives of them in one view, the changes of each placed level).
+    """Planes of clips (N, F, ...), flow_bound (N,) -> (Classifier.votes of them in one view, the changes of each placed level).
 
-    The forward GRUs' states, of a model that has both.
+    A bidirectional model's changes are those of its forward GRUs.
     """
-    check_heat(recogniser)
-    model, device = recogniser.model, recogniser.device
+    check_heat(classifier)
+    model, device = classifier.model, classifier.device
     assert isinstance(model, GRURCN)
-    levels = placed_levels(recogniser)
+    levels = placed_levels(classifier)
     votes: list[Tensor] = []
     found: dict[int, list[Tensor]] = {level: [] for level in levels}
     sizes: dict[int, list[Tensor]] = {level: [] for level in levels}
     box, mirror = (torch.tensor([part], device=device) for part in view)
-    with torch.inference_mode(), autocast(recogniser.precision, device):
+    with torch.inference_mode(), autocast(classifier.precision, device):
         for some, bound in zip(planes.split(at_once), flow_bound.split(at_once), strict=True):
             count = len(some)
             clips = model_input(
-                some.to(device), bound.to(device), box.expand(count, -1), mirror.expand(count), recogniser.recipe.clips
+                some.to(device), bound.to(device), box.expand(count, -1), mirror.expand(count), classifier.recipe.clips
             )
             draw = torch.zeros(count, dtype=torch.int64, device=device)  # of dropout, which is off
             maps = model.maps(clips, draw)
@@ -94,31 +93,26 @@ def votes_and_changes(
 
 
 def states_and_repeats(model: GRURCN, maps: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Level by level: the states (N, T, C, H, W), and what each from the second on would be, had the frame before been shown
-    once more (N, T - 1, C, H, W)."""
+    """Level by level: the states (N, T, C, H, W), and from the second frame on what each would be if the frame before had been
+    shown once more (N, T - 1, C, H, W)."""
     below = None
     for gru, x, states in zip(model.grus, maps, model.states(model.grus, maps, reverse=False), strict=True):
-        assert isinstance(gru, ConvGRU)
         if below is not None:
             below = pooled_to(below, x.shape[-1])
-        repeated = one_step(gru, x[:, :-1], states[:, :-1], below)
+        repeated = next_states(gru, x[:, :-1], states[:, :-1], below)
         yield states, repeated
         below = repeated if model.config.stacked else None
 
 
-def one_step(gru: ConvGRU, x: Tensor, h: Tensor, below: Tensor | None) -> Tensor:
-    """Maps x, states h and the level below, all (N, T, ...) -> the state after one step from each h (eq. 5 to 12)."""
-    gates = product(x, gru.w_gates) + product(h, gru.u_gates)
-    if below is not None and gru.v_gates is not None:
-        gates = gates + product(below, gru.v_gates)
-    z, r = gates.sigmoid().chunk(2, dim=-3)
-    candidate = (product(x, gru.w) + product(r * h, gru.u)).tanh()
-    return (1 - z) * h + z * candidate
+def next_states(gru: nn.Module, x: Tensor, h: Tensor, below: Tensor | None) -> Tensor:
+    """Maps x, states h and the level below, all (N, T, ...) -> the state one step after each h (N, T, C, H, W)."""
+    clips = [None if maps is None else maps.flatten(0, 1)[:, None] for maps in (x, below)]  # of one frame each
+    return gru(*clips, start=h.flatten(0, 1)).unflatten(0, x.shape[:2])[:, :, 0]
 
 
 def scaled(maps: np.ndarray, state: float) -> np.ndarray:
-    """Changes (N, T - 1, H, W) as shares of the change that most maps' hottest cell stays below: one cut between two scenes
-    does not make all else look cold. state: the mean size of the level's states, by which noise is told."""
+    """Changes (N, T - 1, H, W) scaled to 0 to 1. 1 is what most maps' hottest cell stays below, so that one cut between two
+    scenes does not make everything else look cold. state: the mean size of the level's states, to tell noise from changes."""
     hottest = maps.max(axis=(2, 3)).ravel()
     full = max(float(np.quantile(hottest, USUAL)) if hottest.size else 0.0, FAINTEST * state, 1e-9)
     return np.clip(maps / full, 0, 1)
@@ -128,11 +122,11 @@ def scaled(maps: np.ndarray, state: float) -> np.ndarray:
 
 
 def shown_steps(frames: np.ndarray, num_frames: int, clips: ClipConfig) -> np.ndarray:
-    """Clips (N, F) of a video -> of each of its frames, the clip and the step whose change it shows (num_frames, 2); (-1, -1)
-    where there is none.
+    """Clips (N, F) of a video -> the clip and the step whose change each of its frames shows (num_frames, 2); (-1, -1) where
+    there is none.
 
-    A step's change belongs to the frames behind the step before, up to its own. Of several clips that one shows it which has
-    seen most before, the first of those.
+    A step's change belongs to the frames after the step before, up to its own. Of several clips, the one that has seen most
+    frames before shows it, the first of equal ones.
 
         stride = 2, clips 0 2 4 and 1 3 5:      frame  0   1   2   3   4   5
                                                 clip   -   0   0   0   0   1
@@ -151,14 +145,14 @@ def shown_steps(frames: np.ndarray, num_frames: int, clips: ClipConfig) -> np.nd
     return steps
 
 
-class HeatPainter:
-    """Lays a level's maps over the frames as they are drawn."""
+class HeatMaps:
+    """The heat of each frame of a video, in the drawn frames' size."""
 
     def __init__(
         self, changes: Sequence[Changes], steps: np.ndarray, box: Box, stored: tuple[int, int], size: tuple[int, int]
     ):
-        """steps: of shown_steps; box: of the view, in stored frames of `stored` height and width; size: height and width of the
-        drawn ones."""
+        """steps: from shown_steps. box: of the view, in stored frames of `stored` height and width. size: height and width of
+        the drawn frames."""
         self.changes, self.steps = changes, steps
         top, left, box_height, box_width = box
         self.places = []
@@ -169,8 +163,8 @@ class HeatPainter:
             self.places.append((rows, columns))
         self.cold = np.zeros(size, np.float32)
 
-    def heat(self, frame: int) -> np.ndarray:
-        """(height, width) float32, 0 to 1, of a frame: the mean over the levels; outside of the box zero."""
+    def of_frame(self, frame: int) -> np.ndarray:
+        """(height, width) float32, 0 to 1: the mean over the levels; zero outside the box."""
         clip, step = self.steps[frame].tolist()
         if step < 0:
             return self.cold
@@ -182,8 +176,11 @@ class HeatPainter:
 
 
 def onto_line(cells: int, start: float, length: float, reach: float, stored: int, drawn: int) -> np.ndarray:
-    """Weights (drawn, cells) that lay a line of cells, which covers `reach` of the stretch [start, start + length) of `stored`
-    pixels, over `drawn` pixels: linear between the cells' middles, the last one's on to the stretch's end, zero outside."""
+    """Weights (drawn, cells) that lay a line of cells over `drawn` pixels.
+
+    The cells cover a fraction `reach` of the stretch [start, start + length) of `stored` pixels. Weights are linear between the
+    cells' middles, go on from the last one to the stretch's end, and are zero outside.
+    """
     pixel = (np.arange(drawn) + 0.5) * stored / drawn - start  # from the stretch's start, in stored pixels
     cell = np.clip(pixel / (length * reach) * cells - 0.5, 0, cells - 1)
     weights = np.clip(1 - np.abs(cell[:, None] - np.arange(cells)), 0, None)

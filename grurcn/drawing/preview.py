@@ -7,8 +7,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from grurcn.drawing.clip_frames import show
-from grurcn.drawing.contact_sheet import Heading, Shown, contact_sheet, page
+from grurcn.drawing.clip_frames import RenderedClip, render_clip
+from grurcn.drawing.clip_page import clip_page
+from grurcn.drawing.contact_sheet import contact_sheet
+from grurcn.drawing.text import Heading
 from shards.index import Index
 from shards.reading.clips import ClipConfig, train_clip
 from shards.store import written_file
@@ -74,7 +76,7 @@ def draw_preview(job: PreviewJob) -> PreviewResult:
     index.check_stream(job.clips.stream)
     clips = [train_clip_of(index, number, job.clips, job.seed) for number in choose(index, job.samples, job.seed)]
     heading = heading_of(index, job, len(clips))
-    for path, content in ((png, contact_sheet(heading, clips)), (job.out, page(heading, clips).encode())):
+    for path, content in ((png, contact_sheet(heading, clips)), (job.out, clip_page(heading, clips).encode())):
         with written_file(path) as file:
             file.write(content)
     samples = [
@@ -113,11 +115,11 @@ def choose(index: Index, count: int, seed: int) -> list[int]:
     return sorted(in_turn[:count], key=lambda number: (label_of[number], number))
 
 
-def train_clip_of(index: Index, number: int, clips: ClipConfig, seed: int) -> Shown:
+def train_clip_of(index: Index, number: int, clips: ClipConfig, seed: int) -> RenderedClip:
     """A sample's training clip of the first epoch."""
     sample, packing = index[number], index.info.packing
     clip = train_clip(sample.num_frames, packing.height, packing.width, clips, seed, 0, sample.number)
-    return show(index, sample, clip, clips)
+    return render_clip(index, sample, clip, clips)
 
 
 def heading_of(index: Index, job: PreviewJob, count: int) -> Heading:

@@ -13,11 +13,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import torch.distributed as dist
 
 from cluster.checkpoints.run_folder import Model, load_best, write_json
-from cluster.precision import autocast
 from cluster.progress import Bar
 from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.server import check_reachable
@@ -29,8 +27,9 @@ from grurcn.evaluation.caption_scores import METRICS, CaptionScores, caption_sco
 from grurcn.evaluation.decode_tasks import check_decoders, count_places, decoders_of
 from grurcn.evaluation.score_files import RESULT_FILE
 from grurcn.evaluation.split_job import SplitJob, SplitResult, publish
-from grurcn.models.beam_search import beam_search
-from grurcn.training.captioning import CAPTION_TABLE, Trained, as_table, check_task, load_captioner, segments_of
+from grurcn.inference.captioner import VideoCaptioner
+from grurcn.inference.meta import check_task
+from grurcn.training.captioning import CAPTION_TABLE, as_table
 from grurcn.training.encoders import check_same
 from shards.index import Index
 from shards.reading.captions import CaptionBatch, evaluation_captions
@@ -142,7 +141,7 @@ def caption(job: CaptionJob) -> Captioned:
 
 def validate_captioning(job: CaptionJob, model: Model, index: Index) -> None:
     """Raises OtherTask, BadEncoder, BadShards or ValueError if model and data do not fit, or captions cannot be scored."""
-    check_task(model)
+    check_task(model.meta, "captioning", job.run)
     check_installed()
     index.check_captions()
     index.check_files()
@@ -154,12 +153,13 @@ def validate_captioning(job: CaptionJob, model: Model, index: Index) -> None:
 
 def caption_worker(work: CaptionWork, context: WorkerContext) -> WorkersCaptions:
     """Captions this rank's videos, and returns the captions of all ranks."""
-    job, trained = work.job, load_captioner(work.checkpoint, context.device)
+    job = work.job
+    captioner = VideoCaptioner.of(load_best(work.checkpoint), context.device, job.precision, work.beam)
     index, world_size = Index(job.shards, job.split), dist.get_world_size()
     decoders = decoders_of(job.decoders, index)
     batches = evaluation_captions(
         index,
-        segments_of(trained.meta["encoder"]),
+        captioner.segments,
         global_batch=VIDEOS_AT_ONCE * world_size,
         rank=dist.get_rank(),
         world_size=world_size,
@@ -169,25 +169,19 @@ def caption_worker(work: CaptionWork, context: WorkerContext) -> WorkersCaptions
     videos: list[VideoCaption] = []
     with closing(batches):
         for _, batch in batches:
-            with autocast(job.precision, context.device):
-                videos += caption_batch(trained, batch.to(context.device), work.beam)
+            videos += caption_batch(captioner, batch)
             context.report(VideosDone(count=int((batch.weight > 0).sum())))
     return WorkersCaptions(videos=all_rows(videos), decoded_at=count_places(decoders))
 
 
-@torch.inference_mode()
-def caption_batch(trained: Trained, batch: CaptionBatch, beam: int) -> list[VideoCaption]:
+def caption_batch(captioner: VideoCaptioner, batch: CaptionBatch) -> list[VideoCaption]:
     """The most likely caption of each video of a batch, without padding."""
-    vectors = trained.model.vectors(batch.seen)
-    found = beam_search(trained.model.decoder, vectors, batch.segments, beam, trained.recipe.max_words + 1)
-    rows = zip(
-        batch.keys, found.words[:, 0].tolist(), found.log_prob[:, 0].tolist(), batch.captions, batch.weight.tolist(), strict=True
-    )  # fmt: skip
+    found = captioner.captions(batch.seen, batch.segments)
     return [
-        VideoCaption(
-            key=key, caption=trained.vocabulary.sentence(words), log_prob=log_prob, references=list(references)
+        VideoCaption(key=key, caption=best.sentence, log_prob=best.log_prob, references=list(references))
+        for key, [best, *_], references, weight in zip(
+            batch.keys, found, batch.captions, batch.weight.tolist(), strict=True
         )
-        for key, words, log_prob, references, weight in rows
         if weight
     ]
 

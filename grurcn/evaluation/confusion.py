@@ -1,21 +1,21 @@
-"""What a model gets right and wrong over the videos of a split: counts that add up over batches and ranks.
+"""Per-class and per-level results over the videos of a split: counts that add up over batches and ranks.
 
 L levels, K classes, B videos (or their middle clips).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MISTAKES = 12  # videos that are kept as those it was most wrong about
+MISTAKES = 12  # the worst ones, which are kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """A video that was taken for another class than its own."""
+    """A video whose predicted class is wrong."""
 
     key: str
     number: int  # in its split
@@ -25,27 +25,27 @@ class Mistake:
     predicted_probability: float
 
 
-class Judgement:
-    """Counts over videos: which class was taken for which, how right each level is alone, and what is lost without it."""
+class Confusion:
+    """Counts over videos: label against predicted class, the accuracy of each level alone, and that of the others without it."""
 
     def __init__(self, classes: Sequence[str], levels: Sequence[str]):
         self.classes, self.levels = tuple(classes), tuple(levels)
-        self.confusion = torch.zeros(len(classes), len(classes), dtype=torch.int64)  # (K, K): label, predicted
-        self.alone = torch.zeros(len(levels), dtype=torch.int64)  # (L,) videos that a level by itself gets right
-        self.without = torch.zeros(len(levels), dtype=torch.int64)  # (L,) that the others get right without it
-        self.probability = torch.zeros(len(levels), dtype=torch.float64)  # (L,) sums of the label's
+        self.matrix = torch.zeros(len(classes), len(classes), dtype=torch.int64)  # (K, K): label, predicted
+        self.alone = torch.zeros(len(levels), dtype=torch.int64)  # (L,) right videos of a level alone
+        self.without = torch.zeros(len(levels), dtype=torch.int64)  # (L,) right videos of the others without it
+        self.probability = torch.zeros(len(levels), dtype=torch.float64)  # (L,) sums of the label's probability
         self.mistakes: list[Mistake] = []
 
     @property
     def videos(self) -> int:
-        return int(self.confusion.sum())
+        return int(self.matrix.sum())
 
     def add(self, levels: Tensor, label: Tensor, keys: Sequence[str], numbers: Sequence[int]) -> None:
-        """Probabilities by each level (B, L, K), label (B,), names and numbers in their split of some videos."""
+        """Counts some videos: probabilities by each level (B, L, K), label (B,), their keys and numbers in the split."""
         levels, label = levels.detach().double().cpu(), label.cpu()
         votes = levels.mean(dim=1)  # (B, K)
         predicted = first_largest(votes)
-        self.confusion.index_put_((label, predicted), torch.ones_like(label), accumulate=True)
+        self.matrix.index_put_((label, predicted), torch.ones_like(label), accumulate=True)
         own = label[:, None]
         self.alone += (first_largest(levels) == own).sum(dim=0)
         others = levels.sum(dim=1, keepdim=True) - levels  # (B, L, K)
@@ -66,9 +66,9 @@ class Judgement:
             )
         self.keep_worst()
 
-    def join(self, other: "Judgement") -> None:
-        """Adds the counts over other videos."""
-        self.confusion += other.confusion
+    def merge(self, other: "Confusion") -> None:
+        """Adds the counts of other videos."""
+        self.matrix += other.matrix
         self.alone += other.alone
         self.without += other.without
         self.probability += other.probability
@@ -76,13 +76,13 @@ class Judgement:
         self.keep_worst()
 
     def keep_worst(self) -> None:
-        """The most wrong: those whose own class had the least probability."""
+        """Keeps the mistakes in which the label had the least probability."""
         self.mistakes.sort(key=lambda mistake: (mistake.label_probability, mistake.key))
         del self.mistakes[MISTAKES:]
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """{class: {videos, top1}}, for the classes that have videos."""
-        counts, right = self.confusion.sum(dim=1).tolist(), self.confusion.diagonal().tolist()
+        counts, right = self.matrix.sum(dim=1).tolist(), self.matrix.diagonal().tolist()
         return {
             name: {"videos": count, "top1": hits / count}
             for name, count, hits in zip(self.classes, counts, right, strict=True)
@@ -90,7 +90,7 @@ class Judgement:
         }
 
     def per_level(self) -> dict[str, dict[str, float]]:
-        """{level: {top1 of the level alone, top1_without of all others, probability that it gives the right class}}."""
+        """{level: {top1 of the level alone, top1_without of all others, mean probability of the label}}."""
         rows = zip(self.levels, self.alone.tolist(), self.without.tolist(), self.probability.tolist(), strict=True)
         return {
             name: {
@@ -102,12 +102,12 @@ class Judgement:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        pairs = self.confusion.nonzero().tolist()
+        """The counts as JSON."""
+        pairs = self.matrix.nonzero().tolist()
         return {
             "classes": list(self.classes),
             "levels": list(self.levels),
-            "confusion": [[row, column, int(self.confusion[row, column])] for row, column in pairs],
+            "matrix": [[row, column, int(self.matrix[row, column])] for row, column in pairs],
             "alone": self.alone.tolist(),
             "without": self.without.tolist(),
             "probability": self.probability.tolist(),
@@ -115,20 +115,20 @@ class Judgement:
         }
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Judgement":
-        """What to_dict, by way of JSON, wrote."""
-        judgement = cls(content["classes"], content["levels"])
-        for row, column, count in content["confusion"]:
-            judgement.confusion[row, column] = count
-        judgement.alone = torch.tensor(content["alone"], dtype=torch.int64)
-        judgement.without = torch.tensor(content["without"], dtype=torch.int64)
-        judgement.probability = torch.tensor(content["probability"], dtype=torch.float64)
-        judgement.mistakes = [Mistake(**mistake) for mistake in content["mistakes"]]
-        return judgement
+    def from_dict(cls, content: Mapping[str, Any]) -> "Confusion":
+        """The counts that to_dict wrote."""
+        confusion = cls(content["classes"], content["levels"])
+        for row, column, count in content["matrix"]:
+            confusion.matrix[row, column] = count
+        confusion.alone = torch.tensor(content["alone"], dtype=torch.int64)
+        confusion.without = torch.tensor(content["without"], dtype=torch.int64)
+        confusion.probability = torch.tensor(content["probability"], dtype=torch.float64)
+        confusion.mistakes = [Mistake(**mistake) for mistake in content["mistakes"]]
+        return confusion
 
 
 def first_largest(values: Tensor) -> Tensor:
-    """(..., K) -> (...) the place of the largest; of equal ones the first, on every device."""
+    """(..., K) -> (...) the index of the largest value, the first of equal ones on every device."""
     largest = values.amax(dim=-1, keepdim=True)
     numbers = torch.arange(values.shape[-1]).expand_as(values)
     return torch.where(values == largest, numbers, values.shape[-1] - 1).amin(dim=-1)

@@ -23,7 +23,8 @@ from grurcn.drawing.charts import pictures
 from grurcn.evaluation.decode_tasks import check_decoders, count_places, decoders_of
 from grurcn.evaluation.score_files import SCORES_FILE, Scores, VideoScores, write_folder
 from grurcn.evaluation.split_job import SplitJob, SplitResult, publish
-from grurcn.inference.classifier import OtherTask, Recogniser, View, level_names
+from grurcn.inference.classifier import Classifier, View, level_names
+from grurcn.inference.meta import check_task
 from grurcn.training.losses import Tally
 from grurcn.training.recipes import Recipe
 from shards.index import Index
@@ -101,7 +102,7 @@ def evaluate(job: EvaluateJob) -> Evaluation:
     store, name = model.checkpoint.store, f"evaluations/{job.split}-{job.clips}x{job.views}"
     recipe = Recipe.from_dict(model.training.recipe)
     scores = Scores(index.info.classes, found.videos, level_names(recipe))
-    judgement = scores.judgement()
+    confusion = scores.confusion()
     evaluation = Evaluation(
         run=store.url,
         checkpoint=model.checkpoint.url,
@@ -111,8 +112,8 @@ def evaluate(job: EvaluateJob) -> Evaluation:
         clips=job.clips,
         views=job.views,
         **found.metrics,
-        per_class=judgement.per_class(),
-        per_level=judgement.per_level(),
+        per_class=confusion.per_class(),
+        per_level=confusion.per_level(),
         scores=f"{store.url}/{name}/{SCORES_FILE}",
         decoded_at=found.decoded_at,
         mlflow_run_id=model.training.mlflow_run_id,
@@ -124,7 +125,7 @@ def evaluate(job: EvaluateJob) -> Evaluation:
     )
     run_name = store.url.rpartition("/")[2]
     title = f"{run_name}, step {model.step:,}: {len(index):,} {job.split} videos, {job.clips} clips x {job.views} views"
-    drawn = pictures(judgement, index, recipe.clips, title)
+    drawn = pictures(confusion, index, recipe.clips, title)
     with TemporaryDirectory(prefix="grurcn-") as temporary:
         folder = Path(temporary) / "scores"
         write_folder(folder, scores, evaluation.to_dict())
@@ -140,10 +141,7 @@ def evaluate(job: EvaluateJob) -> Evaluation:
 
 def validate_evaluation(job: EvaluateJob, model: Model, index: Index) -> list[View]:
     """The views of a clip. Raises OtherTask, OtherData, BadShards or ValueError if model and data do not fit."""
-    if model.training.task != "classification":
-        raise OtherTask(
-            f"{job.run}: a captioning model; expected a classification model (captions: python -m jobs.caption)"
-        )
+    check_task(model.meta, "classification", job.run)
     index.check_videos()
     index.check_files()
     classes, found = tuple(model.training.model["classes"]), index.info.classes
@@ -162,13 +160,13 @@ def validate_evaluation(job: EvaluateJob, model: Model, index: Index) -> list[Vi
 def evaluate_worker(work: EvaluationWork, context: WorkerContext) -> WorkersScores:
     """Scores this rank's videos, and returns those of all ranks."""
     job = work.job
-    recogniser = Recogniser.of(load_best(work.checkpoint), context.device, job.precision)
+    classifier = Classifier.of(load_best(work.checkpoint), context.device, job.precision)
     index = Index(job.shards, job.split)
     decoders = decoders_of(job.decoders, index)
     tally, videos = Tally(context.device), []
     for _, batch in evaluation_batches(
         index,
-        recogniser.recipe.clips,
+        classifier.recipe.clips,
         global_batch=dist.get_world_size(),  # one video per worker
         num_clips=job.clips,
         rank=dist.get_rank(),
@@ -178,7 +176,7 @@ def evaluate_worker(work: EvaluationWork, context: WorkerContext) -> WorkersScor
     ):
         if not batch.weight[0]:
             continue  # padding
-        votes = recogniser.votes(batch.frames, batch.flow_bound, work.views, job.clips_at_once)
+        votes = classifier.votes(batch.frames, batch.flow_bound, work.views, job.clips_at_once)
         levels = votes.mean(dim=0)  # (L, K)
         probability = levels.mean(dim=0)  # (K,)
         tally.add(probability.log()[None].to(context.device), batch.label[:1].to(context.device))

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from cluster.checkpoints.run_folder import write_json
-from grurcn.evaluation.confusion import Judgement
+from grurcn.evaluation.confusion import Confusion
 from grurcn.training.losses import Tally
 from shards.store import Store, error_line, open_store
 
@@ -79,18 +79,18 @@ class Scores:
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """{class: {videos, top1}}, for the classes that have videos."""
-        return self.judgement().per_class()
+        return self.confusion().per_class()
 
-    def judgement(self) -> Judgement:
+    def confusion(self) -> Confusion:
         """Confusion and accuracy of each level. Videos without levels count as having one, "all"."""
-        judgement = Judgement(self.classes, self.levels or ("all",))
+        confusion = Confusion(self.classes, self.levels or ("all",))
         levels = torch.tensor(
             [[video.scores] if video.levels is None else video.levels for video in self.videos], dtype=torch.float64
         )  # (N, L, K)
         label = torch.tensor([video.label for video in self.videos])
         keys, numbers = [video.key for video in self.videos], [video.number for video in self.videos]
-        judgement.add(levels, label, keys, numbers)
-        return judgement
+        confusion.add(levels, label, keys, numbers)
+        return confusion
 
 
 def write_folder(folder: Path, scores: Scores, result: dict[str, Any]) -> None:

@@ -1,44 +1,47 @@
-"""A captioning model and videos as it wants them: stored video -> its segments -> sentences, and where their words looked.
+"""A trained captioner: stored video -> its segments -> sentences, and the attention of their words.
 
-K segments, R frames of each that its encoder wants, T words.
+B videos, K segments, R frames of each, D a vector's length, T words.
 """
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-import av
 import numpy as np
 import torch
+from torch import Tensor
 
 from cluster.checkpoints.run_folder import Model
 from cluster.precision import autocast
-from grurcn.drawing.attention import Attended, attention_sheet
-from grurcn.drawing.contact_sheet import Heading
+from grurcn.inference.meta import Meta, check_task, packing_of
 from grurcn.models.beam_search import beam_search
+from grurcn.models.captioner import Captioner
 from grurcn.models.decoder import END, PADDING
-from grurcn.training.captioning import captioner_of, segments_of
+from grurcn.models.vocabulary import Vocabulary
+from grurcn.training.caption_recipes import CaptionRecipe
+from grurcn.training.encoders import build_encoder
+from shards.reading.captions import Segments
 from shards.reading.clips import segment_frames
 from shards.reading.decode import read_frames
 from shards.video import Packing, Stored
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What a model sees of a video."""
+class VideoSegments:
+    """The segments of a video."""
 
     planes: np.ndarray  # (K, R, H * 3 // 2, W) uint8
-    segments: np.ndarray  # (K,) bool, which of them the video has
+    present: np.ndarray  # (K,) bool, which of them the video has
     seconds: np.ndarray  # (K,) float, where each begins
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """A sentence, and where its words looked."""
+    """A sentence and the attention of its words."""
 
     words: tuple[str, ...]  # T
-    log_prob: float  # of the whole, its end counted
+    log_prob: float  # of the whole sentence, its end counted
     attention: np.ndarray  # (T, number of the video's segments)
 
     @property
@@ -46,83 +49,111 @@ class Caption:
         return " ".join(self.words)
 
 
-class Describer:
-    """A captioning model on a device."""
+class VideoCaptioner:
+    """A captioning model on a device, with its vocabulary and its beam search."""
 
     def __init__(
-        self, model: Model, source: str, device: torch.device, precision: str = "auto", beam: int | None = None
+        self,
+        model: Captioner,
+        vocabulary: Vocabulary,
+        recipe: CaptionRecipe,
+        meta: Meta,
+        device: torch.device,
+        precision: str = "auto",
+        beam: int | None = None,
     ):
-        """source: how the model was named. beam: default, the recipe's. Raises OtherTask for a model of recognition."""
-        self.trained = captioner_of(model, device, source)
-        self.segments = segments_of(model.meta["encoder"])
-        self.packing = packing_of(model)
-        self.beam = beam or self.trained.recipe.beam
+        """model: in evaluation mode, on the device. meta: of its checkpoint. beam: default, the recipe's."""
+        self.model, self.vocabulary, self.recipe, self.meta = model, vocabulary, recipe, meta
         self.device, self.precision = device, precision
+        self.beam = beam or recipe.beam
 
-    def read(self, stored: Stored) -> Seen:
-        """A video's segments as a model would read them from a shard. Raises BadVideo."""
-        frames, there = segment_frames(stored.num_frames, self.segments.num_segments, self.segments.offsets)
-        planes = read_frames(stored.data, frames.ravel().tolist(), self.packing)  # (K * R, H * 3 // 2, W)
-        return Seen(
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        device: torch.device,
+        precision: str = "auto",
+        beam: int | None = None,
+        source: str = "this model",
+    ) -> "VideoCaptioner":
+        """The captioner of a run's model. source: its name. Raises OtherTask for a classification model."""
+        check_task(model.meta, "captioning", source)
+        recipe = CaptionRecipe.from_dict(model.meta["recipe"])
+        vocabulary = Vocabulary(words=tuple(model.meta["vocabulary"]))
+        network = build_captioner(recipe, model.meta["encoder"], len(vocabulary.words))
+        network.load_state_dict(model.weights)
+        return cls(network.to(device).eval(), vocabulary, recipe, model.meta, device, precision, beam)
+
+    @property
+    def segments(self) -> Segments:
+        """What the encoder reads of each video."""
+        return segments_of(self.meta["encoder"])
+
+    @cached_property
+    def packing(self) -> Packing:
+        """How the training videos were stored; without flow, which captioning does not use."""
+        return packing_of(self.meta)
+
+    def read(self, video: Stored) -> VideoSegments:
+        """The segments of a stored video. Several threads may call it. Raises BadVideo if a frame does not decode."""
+        frames, present = segment_frames(video.num_frames, self.segments.num_segments, self.segments.offsets)
+        planes = read_frames(video.data, frames.ravel().tolist(), self.packing)  # (K * R, H * 3 // 2, W)
+        return VideoSegments(
             planes=planes.reshape(*frames.shape, *planes.shape[1:]),
-            segments=np.asarray(there),
-            seconds=frames[:, 0] / stored.fps,
+            present=np.asarray(present),
+            seconds=frames[:, 0] / video.fps,
         )
 
+    def predict(self, segments: VideoSegments) -> list[Caption]:
+        """The captions of a video, of which `read` gave the segments, the likeliest first."""
+        [captions] = self.captions(torch.from_numpy(segments.planes)[None], torch.from_numpy(segments.present)[None])
+        return captions
+
     @torch.inference_mode()
-    def describe(self, seen: Seen) -> list[Caption]:
-        """The captions that the search keeps for a video, the likeliest first; there may be fewer than the beam has places."""
+    def captions(self, seen: Tensor, present: Tensor) -> list[list[Caption]]:
+        """seen (B, K, R, H * 3 // 2, W) uint8, or the encoder's vectors of it (B, K, D); present (B, K) bool, the segments that
+        each video has -> the captions of each video, the likeliest first; there may be fewer than the beam is wide."""
         with autocast(self.precision, self.device):
-            vectors = self.trained.model.vectors(torch.from_numpy(seen.planes)[None].to(self.device))
-            segments = torch.from_numpy(seen.segments)[None].to(self.device)
-            decoder, most = self.trained.model.decoder, self.trained.recipe.max_words + 1
-            found = beam_search(decoder, vectors, segments, self.beam, most)
-        attention = found.attention[0, :, :, segments[0]].float().cpu().numpy()  # (beam, T, K)
-        captions = []
-        for numbers, log_prob, of in zip(found.words[0].tolist(), found.log_prob[0].tolist(), attention, strict=True):
-            known = self.trained.vocabulary.words
-            words = tuple(known[number] for number in numbers if number not in (END, PADDING))
-            captions.append(Caption(words=words, log_prob=log_prob, attention=of[: len(words)]))
-        return [caption for caption in captions if caption.log_prob > -np.inf]
+            return self.search(self.model.vectors(seen.to(self.device)), present.to(self.device))
+
+    @torch.inference_mode()
+    def search(self, vectors: Tensor, present: Tensor) -> list[list[Caption]]:
+        """The same for vectors (B, K, D) that Captioner.vectors gave, under the caller's autocast."""
+        found = beam_search(self.model.decoder, vectors, present, self.beam, self.recipe.max_words + 1)
+        attention, present_here = (
+            found.attention.float().cpu().numpy(),
+            present.cpu().numpy(),
+        )  # (B, beam, T, K), (B, K)
+        videos = zip(found.words.tolist(), found.log_prob.tolist(), attention, present_here, strict=True)
+        return [
+            [
+                self.caption(*place)
+                for place in zip(words, log_probs, weights[:, :, there], strict=True)
+                if place[1] > -np.inf  # else the place in the beam is empty
+            ]
+            for words, log_probs, weights, there in videos
+        ]
+
+    def caption(self, numbers: list[int], log_prob: float, attention: np.ndarray) -> Caption:
+        """numbers: of the words, with END and PADDING behind them; attention (T, K)."""
+        words = tuple(self.vocabulary.words[number] for number in numbers if number not in (END, PADDING))
+        return Caption(words=words, log_prob=log_prob, attention=attention[: len(words)])
 
 
-def packing_of(model: Model) -> Packing:
-    """How the model's training videos were stored; flow, which captions are not learned from, is not computed."""
-    return dataclasses.replace(Packing(**model.meta["packing"]), flow="none")
+def build_captioner(
+    recipe: CaptionRecipe,
+    encoder: Mapping[str, Any],
+    num_words: int,
+    weights: Mapping[str, Tensor] | None = None,
+) -> Captioner:
+    """A new model. The decoder's first weights are random from the recipe's seed, the encoder's are those given, if any."""
+    built = build_encoder(encoder, weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return Captioner(built, recipe.decoder, num_words)
 
 
-def row_of(seen: Seen, captions: list[Caption]) -> dict[str, Any]:
-    """A video's captions as JSON holds them."""
-    best = captions[0]
-    return {
-        "caption": best.sentence,
-        "captions": [{"caption": caption.sentence, "log_prob": caption.log_prob} for caption in captions],
-        "words": list(best.words),
-        "attention": best.attention.tolist(),
-        "seconds": seen.seconds[seen.segments].tolist(),
-    }
-
-
-def picture_of(video: Path, seen: Seen, caption: Caption) -> bytes:
-    """The PNG of a caption's attention."""
-    there = seen.segments
-    attended = Attended(
-        words=caption.words,
-        attention=caption.attention,
-        frames=np.stack([rgb(planes) for planes in seen.planes[there, 0]]),
-        seconds=seen.seconds[there],
-    )
-    heading = Heading(
-        title=caption.sentence or "(no word)",
-        lines=(
-            str(video),
-            f"log-probability {caption.log_prob:.3f}",
-            "below the first frame of each segment: the share of attention that it has before the word; the less, the darker",
-        ),
-    )
-    return attention_sheet(heading, attended)
-
-
-def rgb(planes: np.ndarray) -> np.ndarray:
-    """Planes (H * 3 // 2, W) -> (H, W, 3) uint8."""
-    return av.VideoFrame.from_ndarray(planes, format="yuv420p").to_ndarray(format="rgb24")
+def segments_of(encoder: Mapping[str, Any]) -> Segments:
+    """What the encoder of a description reads of each video."""
+    offsets = tuple(sorted({offset for part in encoder["parts"] for offset in part["offsets"]}))
+    return Segments(num_segments=encoder["segments"], offsets=offsets)

@@ -1,15 +1,14 @@
-"""A trained model of recognition and videos as it wants them: stored video -> clips in views -> each level's probabilities.
+"""A trained classifier: stored video -> clips in views -> each level's probabilities.
 
-It imports no ray, deepspeed or mlflow: a model is served where there are none.
+It imports no ray, deepspeed or mlflow, so that a model can be served where there are none.
 
-N clips, F stored frames (or fields of flow) a clip is made of, L levels, K classes.
+N clips, F stored frames (or fields of flow) of a clip, V views, L levels, K classes.
 """
 
-import dataclasses
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from cluster.checkpoints.run_folder import Model
 from cluster.precision import autocast
+from grurcn.inference.meta import Meta, check_task, packing_of
 from grurcn.inference.model_input import model_input
 from grurcn.models.build import build_model
 from grurcn.training.recipes import Recipe
@@ -27,13 +27,26 @@ from shards.video import Packing, Stored
 View = tuple[Box, bool]
 
 
-class OtherTask(ValueError):
-    """A run that has learned something else than is wanted of it."""
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Which clips of a video a classifier sees, and in which views; their probabilities are averaged."""
+
+    clips: int = 10  # equally spaced
+    views: int = 1  # see shards.reading.clips.evaluation_views
+    clips_at_once: int = 25  # clips in their views that are computed together
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recognised:
-    """What a model takes a video for."""
+class VideoClips:
+    """The clips of a video."""
+
+    frames: np.ndarray  # (N, F) numbers of the stored frames, or fields, of each clip
+    planes: Tensor  # (N, F, ...) uint8, as in a ClipBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """A video's probabilities."""
 
     frames: np.ndarray  # (N, F) numbers of the stored frames, or fields, of each clip
     levels: Tensor  # (N, L, K) float64, each clip's probabilities by each level, the mean over its views
@@ -43,33 +56,41 @@ class Recognised:
         """(K,): the mean over clips, views and levels (paper section 5.1)."""
         return self.levels.mean(dim=(0, 1))
 
-    def top(self, most: int) -> list[tuple[int, float]]:
-        """(number of a class, its probability) of the likeliest, the likeliest first; of equal ones the lower number."""
-        values = self.probability.tolist()
-        order = sorted(range(len(values)), key=lambda number: -values[number])
-        return [(number, values[number]) for number in order[:most]]
 
-
-class Recogniser:
+class Classifier:
     """A model on a device, in evaluation mode."""
 
     def __init__(
-        self, weights: Mapping[str, Tensor], meta: Mapping[str, Any], device: torch.device, precision: str = "auto"
+        self,
+        weights: Mapping[str, Tensor],
+        meta: Meta,
+        device: torch.device,
+        precision: str = "auto",
+        source: str = "this model",
     ):
-        """weights, meta: of a run's model (run_folder.Model). Raises OtherTask for one of another task than recognition."""
-        if "classes" not in meta:
-            raise OtherTask("a model of captioning, which knows no classes; wanted one of recognition")
+        """weights, meta: of a run's model (run_folder.Model). source: its name. Raises OtherTask for a captioning model."""
+        check_task(meta, "classification", source)
         self.classes: tuple[str, ...] = tuple(meta["classes"])
         self.recipe = Recipe.from_dict(meta["recipe"])
         self.meta, self.device, self.precision = meta, device, precision
+        self.sampling = Sampling()
         recipe = self.recipe
         self.model = build_model(recipe.model, len(self.classes), recipe.seed, in_channels=recipe.clips.channels)
         self.model.load_state_dict(dict(weights))
-        self.model.to(device).eval()
+        self.model.to(device).eval().requires_grad_(False)
 
     @classmethod
-    def of(cls, model: Model, device: torch.device, precision: str = "auto") -> "Recogniser":
-        return cls(model.weights, model.meta, device, precision)
+    def of(
+        cls, model: Model, device: torch.device, precision: str = "auto", source: str = "this model"
+    ) -> "Classifier":
+        return cls(model.weights, model.meta, device, precision, source)
+
+    def with_sampling(self, sampling: Sampling) -> "Classifier":
+        """The same model, which sees other clips and views. Raises ValueError for views that its recipe does not allow."""
+        self.views(sampling.views)
+        other = copy.copy(self)
+        other.sampling = sampling
+        return other
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -78,45 +99,38 @@ class Recogniser:
 
     @cached_property
     def packing(self) -> Packing:
-        """How its training videos were stored, so that others can be stored alike. Raises ValueError if that is not known."""
-        if "packing" not in self.meta:
-            raise ValueError(
-                "this model does not say how its videos were stored, as an older version trained it; train it again"
-            )
-        packing = Packing(**self.meta["packing"])
-        wants_flow = self.recipe.clips.stream == "flow"
-        return packing if wants_flow else dataclasses.replace(packing, flow="none")
+        """How its training videos were stored. Raises ValueError if its checkpoint does not say so."""
+        return packing_of(self.meta, needs_flow=self.recipe.clips.stream == "flow")
 
     def views(self, number: int) -> list[View]:
-        """So many views of each clip: see evaluation_views."""
+        """The boxes of so many views of each clip, and whether they are mirrored: see evaluation_views."""
         return evaluation_views(self.packing.height, self.packing.width, number, self.recipe.clips)
 
-    def recognise(self, video: Stored, clips: int = 10, views: int = 1, at_once: int = 25) -> Recognised:
-        """A stored video by equally spaced clips. at_once: clips in their views that are computed together.
+    def read(self, video: Stored) -> VideoClips:
+        """The clips of a stored video. Several threads may call it. Raises BadVideo if a frame does not decode."""
+        return self.read_clips(video, evaluation_clips(video.num_frames, self.sampling.clips, self.recipe.clips))
 
-        Raises BadVideo if a frame of it does not decode.
-        """
-        frames = evaluation_clips(video.num_frames, clips, self.recipe.clips)
-        return self.judge(frames, self.read(video, frames), self.views(views), at_once)
-
-    def judge(self, frames: np.ndarray, planes: Tensor, views: Sequence[View], at_once: int = 25) -> Recognised:
-        """A video by its clips of frames (N, F), of which `read` gave the planes."""
-        bound = torch.full((len(frames),), self.packing.flow_bound)
-        return Recognised(frames=frames, levels=self.votes(planes, bound, views, at_once))
-
-    def read(self, video: Stored, frames: np.ndarray) -> Tensor:
-        """Clips (N, F) of a stored video -> their planes (N, F, ...) uint8, as in a ClipBatch; each frame is decoded once."""
-        wanted, places = np.unique(frames, return_inverse=True)
+    def read_clips(self, video: Stored, frames: np.ndarray) -> VideoClips:
+        """The clips of frames (N, F) of a stored video; each frame is decoded once."""
+        needed, places = np.unique(frames, return_inverse=True)
         if self.recipe.clips.stream == "flow":
             assert video.flow is not None
-            planes = read_flow(video.flow, wanted.tolist(), self.packing)
+            planes = read_flow(video.flow, needed.tolist(), self.packing)
         else:
-            planes = read_frames(video.data, wanted.tolist(), self.packing)
-        return torch.from_numpy(planes)[torch.from_numpy(places.reshape(frames.shape))]
+            planes = read_frames(video.data, needed.tolist(), self.packing)
+        return VideoClips(
+            frames=frames, planes=torch.from_numpy(planes)[torch.from_numpy(places.reshape(frames.shape))]
+        )
+
+    def predict(self, clips: VideoClips) -> Classification:
+        """The probabilities of a video, of which `read` gave the clips."""
+        bound = torch.full((len(clips.frames),), self.packing.flow_bound)
+        views, at_once = self.views(self.sampling.views), self.sampling.clips_at_once
+        return Classification(frames=clips.frames, levels=self.votes(clips.planes, bound, views, at_once))
 
     def votes(self, planes: Tensor, flow_bound: Tensor, views: Sequence[View], at_once: int = 25) -> Tensor:
         """Planes of clips (N, F, ...), flow_bound (N,) -> each clip's probabilities by each level (N, L, K) float64, on the
-        CPU: the mean over its views."""
+        CPU: the mean over its views. at_once: clips in their views that are computed together."""
         device = self.device
         boxes = torch.tensor([box for box, _ in views], device=device)  # (V, 4)
         mirrors = torch.tensor([mirror for _, mirror in views], device=device)  # (V,)
@@ -136,3 +150,10 @@ class Recogniser:
 def level_names(recipe: Recipe) -> tuple[str, ...]:
     """The taps whose levels vote; the one level of C3D has its name."""
     return ("c3d",) if recipe.model.kind == "c3d" else recipe.model.taps
+
+
+def top_classes(probability: Tensor, most: int) -> list[tuple[int, float]]:
+    """probability (K,) -> (number of a class, its probability), the likeliest first; of equal ones the lower number."""
+    values = probability.tolist()
+    order = sorted(range(len(values)), key=lambda number: -values[number])
+    return [(number, values[number]) for number in order[:most]]

@@ -1,6 +1,6 @@
 """A run's best model -> an MLflow model that `mlflow models serve` answers with: weights as safetensors, our source beside them.
 
-MLmodel             which module loads it (served.py), and which input it takes
+MLmodel             which module loads it (serving.py), and which input it takes
 data/model/         state.json and *.safetensors, as cluster.checkpoints.run_folder.export_best wrote them
 code/               grurcn, shards, cluster, jobs: the source that trained it; nothing is pickled
 requirements.txt    the packages that it was tried with, pinned: what serving needs, not what training does
@@ -48,8 +48,8 @@ SIGNATURE = ModelSignature(
 
 
 def save_pyfunc(model: Path, target: Path) -> None:
-    """Moves a best model's folder into a new one that is an MLflow model. A model of captioning stays as it is: a folder that
-    jobs.predict reads, which MLflow does not serve."""
+    """Moves a best model's folder into a new one that is an MLflow model. A captioning model stays as it is: jobs.predict reads
+    its folder, MLflow does not serve it."""
     training = Checkpoint.at(model).state().training
     if training.task != "classification":
         plain(model, target)

@@ -1,4 +1,4 @@
-"""Video files that a user names, decoded as make_shards decodes them: in helper processes, within limits, some side by side."""
+"""Video files that a user names, decoded as make_shards decodes them: in helper processes, within limits, several in parallel."""
 
 import os
 import shutil
@@ -17,14 +17,14 @@ from shards.video import BadVideo, Limits, Packing, Stored
 
 T = TypeVar("T")
 
-MOST_READERS = 4  # videos that are decoded side by side
+MOST_READERS = 4  # videos that are decoded in parallel
 STANDARD_INPUT = Path("-")
 
 
 def find_videos(named: Sequence[Path]) -> list[Path]:
     """The files, and all video files below the folders in order of their names; none twice. "-" stays as it is.
 
-    Raises ValueError where nothing is named, and for a folder without videos.
+    Raises ValueError if nothing is named, and for a folder without videos.
     """
     found: dict[Path, Path] = {}
     for path in (path.expanduser() for path in named):
@@ -35,21 +35,21 @@ def find_videos(named: Sequence[Path]) -> list[Path]:
                 f"*{{{','.join(sorted(VIDEO_SUFFIXES))}}}); name another, or a file"
             )
         for video in videos:
-            found.setdefault(normal(video), video)
+            found.setdefault(absolute_path(video), video)
     if not found:
-        raise ValueError("no videos are named; wanted files, or folders of videos")
+        raise ValueError("no videos are named; expected files, or folders of videos")
     return list(found.values())
 
 
-def normal(path: Path) -> Path:
-    """The path from the root, without "..", links as they are."""
+def absolute_path(path: Path) -> Path:
+    """The absolute path without "..", with symbolic links as they are."""
     return Path(os.path.normpath(path.absolute()))
 
 
 def read_videos(
     videos: Sequence[Path], packing: Packing, limits: Limits, read: Callable[[Stored], T]
 ) -> Generator[T | str, None, None]:
-    """read(each video as a shard would hold it), in order, or why it cannot be had; some are read ahead, side by side."""
+    """read(video, stored as in a shard) of each video, in order, or why it cannot be read; some are read ahead, in parallel."""
     readers = min(len(videos), MOST_READERS, os.cpu_count() or 1)
     with ExitStack() as helpers:
         free: SimpleQueue[Sandbox] = SimpleQueue()
@@ -71,11 +71,11 @@ def read_videos(
 
 
 def store(video: Path, packer: Sandbox, packing: Packing) -> Stored:
-    """A video as a shard would hold it; "-" is the standard input. Raises BadVideo, OSError for a file that cannot be read."""
+    """A video, stored as in a shard; "-" is the standard input. Raises BadVideo, or OSError for a file that cannot be read."""
     if video != STANDARD_INPUT:
         return packer.store(video, packing)
     with tempfile.TemporaryDirectory(prefix="grurcn-input-") as folder:
-        path = Path(folder) / "standard input"  # containers are read here and there, which a pipe cannot be
+        path = Path(folder) / "standard input"  # reading a container needs seeking, which a pipe does not allow
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         return packer.store(path, packing)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from grurcn.models.decoder import DecoderConfig
-from grurcn.training.encoders import EncoderConfig
+from grurcn.training.encoder_config import EncoderConfig
 from grurcn.training.optim import OptimConfig
 from grurcn.training.recipes import TrainingRecipe, changed, without_task
 

@@ -15,23 +15,21 @@ from deepspeed import DeepSpeedEngine
 from torch import Tensor, nn
 
 from cluster.checkpoints.engine_state import whole_weights
-from cluster.checkpoints.run_folder import Model, load_best
 from cluster.precision import autocast
 from cluster.workers.collectives import all_rows
 from cluster.workers.context import WorkerContext
 from cluster.workers.events import CaptionTable
 from grurcn.evaluation.caption_scores import METRICS, caption_scores, check_metrics
-from grurcn.inference.classifier import OtherTask
-from grurcn.models.beam_search import beam_search
+from grurcn.inference.captioner import VideoCaptioner, build_captioner, segments_of
 from grurcn.models.captioner import Captioner
 from grurcn.models.decoder import PADDING, caption_loss
 from grurcn.models.vocabulary import Vocabulary
 from grurcn.training.caption_recipes import CaptionRecipe
-from grurcn.training.encoders import BadEncoder, build_encoder, check_same, encoder_of, read_encoder
+from grurcn.training.encoders import BadEncoder, check_same, encoder_of, read_encoder
 from grurcn.training.losses import WordTally
 from grurcn.training.task import Prepared, Reader, WorkerJob
 from shards.index import Index
-from shards.reading.captions import CaptionBatch, Segments, evaluation_captions, read_captions, train_captions
+from shards.reading.captions import CaptionBatch, evaluation_captions, read_captions, train_captions
 from shards.reading.order import Order
 from shards.rows import Sample
 from shards.store import REQUESTS
@@ -147,17 +145,20 @@ class Captioning:
         """loss, perplexity and word_accuracy over all captions of the validation videos; and the scores of the captions that the
         search finds, where they can be computed. Every rank calls it."""
         model, tally, rows = self.whole_model(engine), self.tally(), []
+        precision = self.job.precision
+        captioner = VideoCaptioner(model, self.vocabulary, self.recipe, self.model_meta, self.device, precision)
         with torch.inference_mode(), closing(self.validation_batches()) as batches:
             for _, batch in batches:
-                with autocast(self.job.precision, self.device):
-                    rows += self.validate_batch(model, batch.to(self.device), tally)
+                with autocast(precision, self.device):
+                    rows += self.validate_batch(captioner, batch.to(self.device), tally)
         return tally.read() | self.scores(all_rows(rows))
 
-    def validate_batch(self, model: Captioner, batch: CaptionBatch, tally: WordTally) -> list[dict[str, Any]]:
-        """Adds all captions of some videos to the tally; gives back the captions found, where they are wanted."""
+    def validate_batch(self, captioner: VideoCaptioner, batch: CaptionBatch, tally: WordTally) -> list[dict[str, Any]]:
+        """Adds all captions of some videos to the tally, and returns the captions that the search finds, if they are scored."""
         real = batch.weight > 0
         if not real.any():
             return []
+        model = captioner.model
         vectors, segments = model.vectors(batch.seen)[real], batch.segments[real]
         videos = [(key, said) for key, said, one in zip(batch.keys, batch.captions, real.tolist(), strict=True) if one]
         numbers = [number for number, (_, said) in enumerate(videos) for _ in said]
@@ -168,10 +169,9 @@ class Captioning:
             tally.add(log_probs, some)
         if not self.metrics:
             return []
-        found = beam_search(model.decoder, vectors, segments, self.recipe.beam, self.recipe.max_words + 1)
         return [
-            {"key": key, "caption": self.vocabulary.sentence(best), "references": list(said)}
-            for (key, said), best in zip(videos, found.words[:, 0].tolist(), strict=True)
+            {"key": key, "caption": best.sentence, "references": list(said)}
+            for (key, said), [best, *_] in zip(videos, captioner.search(vectors, segments), strict=True)
         ]
 
     def scores(self, rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -208,25 +208,6 @@ class Captioning:
         )
 
 
-def build_captioner(
-    recipe: CaptionRecipe,
-    encoder: Mapping[str, Any],
-    num_words: int,
-    weights: Mapping[str, Tensor] | None = None,
-) -> Captioner:
-    """The model: the decoder's first weights are random from the recipe's seed, the encoder's those given, if any."""
-    built = build_encoder(encoder, weights)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return Captioner(built, recipe.decoder, num_words)
-
-
-def segments_of(encoder: Mapping[str, Any]) -> Segments:
-    """What of a video an encoder wants to see."""
-    offsets = tuple(sorted({offset for part in encoder["parts"] for offset in part["offsets"]}))
-    return Segments(num_segments=encoder["segments"], offsets=offsets)
-
-
 def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     """Rows of numbers as (B, T) int64, PADDING behind the shorter ones."""
     longest = max(map(len, rows))
@@ -236,41 +217,6 @@ def padded(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
 def as_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """A line of CAPTION_TABLE each."""
     return [[row["key"], row["caption"], "\n".join(row["references"])] for row in rows]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A captioning run's best model, ready for use."""
-
-    model: Captioner  # in evaluation mode
-    vocabulary: Vocabulary
-    recipe: CaptionRecipe
-    meta: dict[str, Any]
-
-
-def load_captioner(url: str, device: torch.device) -> Trained:
-    """The best model of a run's folder or URL, or of one checkpoint of it. Raises OtherTask for a run of recognition, ValueError
-    if there is no checkpoint."""
-    return captioner_of(load_best(url), device)
-
-
-def captioner_of(found: Model, device: torch.device, source: str | None = None) -> Trained:
-    """A model that was read, ready for use. Raises OtherTask, naming `source`, for one of recognition."""
-    check_task(found, source)
-    recipe = CaptionRecipe.from_dict(found.meta["recipe"])
-    vocabulary = Vocabulary(words=tuple(found.meta["vocabulary"]))
-    model = build_captioner(recipe, found.meta["encoder"], len(vocabulary.words))
-    model.load_state_dict(found.weights)
-    return Trained(model=model.to(device).eval(), vocabulary=vocabulary, recipe=recipe, meta=found.meta)
-
-
-def check_task(model: Model, source: str | None = None) -> None:
-    """Raises OtherTask for a model of recognition."""
-    if "vocabulary" not in model.meta:
-        raise OtherTask(
-            f"{source or model.checkpoint.url}: of a run of recognition, which has no words; wanted one of captioning (python -m "
-            "jobs.train caption ...)"
-        )
 
 
 # The driver's side

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cluster.workers.collectives import all_rows
 from cluster.workers.context import WorkerContext
-from grurcn.evaluation.confusion import Judgement
+from grurcn.evaluation.confusion import Confusion
 from grurcn.inference.classifier import level_names
 from grurcn.inference.model_input import model_input
 from grurcn.models.build import build_model
@@ -88,7 +88,7 @@ class Classification:
     def validate(self, engine: Any) -> dict[str, float]:
         """loss, top1, top5 of the middle clip of each validation video, centre view. Every rank calls it."""
         index = Index(self.job.shards, "val")
-        tally, judgement = self.tally(), Judgement(index.info.classes, level_names(self.recipe))
+        tally, confusion = self.tally(), Confusion(index.info.classes, level_names(self.recipe))
         with torch.inference_mode(), closing(self.validation_batches(index)) as batches:
             for _, batch in batches:
                 part = batch.to(self.context.device)
@@ -97,8 +97,8 @@ class Classification:
                 kept = part.weight > 0
                 numbers: list[int] = part.sample[kept].tolist()
                 keys = [sample.key for sample in index.samples(numbers)]
-                judgement.add(levels[kept].exp(), part.label[kept], keys, numbers)
-        self.confusion = joined(judgement)
+                confusion.add(levels[kept].exp(), part.label[kept], keys, numbers)
+        self.confusion = joined(confusion)
         return tally.read()
 
     def validation_batches(self, index: Index) -> Any:
@@ -112,12 +112,12 @@ class Classification:
         )
 
 
-def joined(judgement: Judgement) -> dict[str, Any]:
-    """The judgement over all ranks' videos, as JSON holds it. Every rank calls it."""
-    first, *others = all_rows([judgement.to_dict()])
-    whole = Judgement.from_dict(first)
+def joined(confusion: Confusion) -> dict[str, Any]:
+    """The confusion over all ranks' videos, as JSON holds it. Every rank calls it."""
+    first, *others = all_rows([confusion.to_dict()])
+    whole = Confusion.from_dict(first)
     for other in others:
-        whole.join(Judgement.from_dict(other))
+        whole.merge(Confusion.from_dict(other))
     return whole.to_dict()
 
 

@@ -15,8 +15,8 @@ from cluster.precision import autocast, resolve_precision
 from cluster.progress import Bar
 from cluster.tracking.server import tracking_uri
 from cluster.workers.tasks import has_gpus, run_tasks
+from grurcn.inference.captioner import segments_of
 from grurcn.models.encoder import Encoder
-from grurcn.training.captioning import segments_of
 from grurcn.training.encoders import WEIGHTS, EncoderConfig, build_encoder, read_encoder
 from shards.store import open_store
 from shards.vectors import ShardOfVideos, encode_shard, finish_encoding, open_encoding

@@ -11,17 +11,18 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from cluster.checkpoints.files import read_tensors
 from cluster.checkpoints.run_folder import Model
+from grurcn.inference.model_source import is_run, read_model
 from grurcn.models.config import ModelConfig
 from grurcn.models.encoder import Encoder, PartConfig
 from grurcn.models.trunks.base import trunk_spec
-from grurcn.training.pretrained import absolute, is_run, read_pretrained, read_run
+from grurcn.training.encoder_config import EncoderConfig
+from grurcn.training.pretrained import read_pretrained
 from grurcn.training.recipes import Recipe
 from shards.index import Index
 from shards.store import NoFile
@@ -31,45 +32,6 @@ WEIGHTS = "encoder.safetensors"  # beside the shards of vectors that it has comp
 
 class BadEncoder(ValueError):
     """An encoder that cannot be had, or is not the one that is wanted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """Fixed encoders of a video's segments; those that are named stand side by side."""
-
-    segments: int = 28
-    """Equally spaced segments of a video, K; a video of fewer frames has one a frame."""
-    frame: str | None = None
-    """Run (STORAGE/NAME, one of its checkpoints, or runs:/ID) whose trunk sees the first frame of each segment: its vector of the
-    whole frame (fc7, pooled), or else all maps that the run reads, averaged over space."""
-    states: str | None = None
-    """Run of a GRU-RCN that sees the first frames of each segment, as many as its clips have: its last states."""
-    entity: str | None = None
-    """Weights of a trunk that sees the first frame of each segment too: imagenet, a file, a URL, a run."""
-    entity_trunk: str = "mobilenet_v2"
-    """The trunk of those weights."""
-    entity_size: int = 224
-    """Height and width of the frames that it sees, in pixels."""
-
-    def __post_init__(self) -> None:
-        if self.segments < 1 or self.entity_size < 1:
-            raise ValueError(f"segments {self.segments}, entity_size {self.entity_size}: wanted at least 1 of each")
-        trunk_spec(self.entity_trunk)
-
-    @property
-    def named(self) -> bool:
-        """Whether any encoder is named; if not, the shards must hold vectors."""
-        return any((self.frame, self.states, self.entity))
-
-    @property
-    def of_mlflow(self) -> bool:
-        """Whether MLflow is to be asked for a run."""
-        return any(str(source).startswith("runs:") for source in (self.frame, self.states, self.entity))
-
-    def absolute(self) -> "EncoderConfig":
-        """The same sources, paths as seen from any folder."""
-        places = {name: absolute(getattr(self, name)) for name in ("frame", "states", "entity")}
-        return dataclasses.replace(self, **places)
 
 
 def read_encoder(config: EncoderConfig, tracking_uri: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -234,7 +196,7 @@ def recognition_run(source: str, tracking_uri: str, option: str) -> tuple[Model,
         raise BadEncoder(
             f"{option} {source}: no run; wanted a run's folder or URL (STORAGE/NAME), one of its checkpoints, or runs:/ID"
         )
-    model = read_run(source, tracking_uri)
+    model = read_model(source, tracking_uri)
     content = model.meta["recipe"]
     if "model" not in content:
         raise BadEncoder(

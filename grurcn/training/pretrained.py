@@ -2,25 +2,20 @@
 
 imagenet                    torchvision's, downloaded once into the cache
 vgg16.pth                   a file with torchvision's parameter names; also https://...#sha256=HEX
-runs/gru-rcn                the best model of a run's folder or s3:// URL (STORAGE/NAME), or of one checkpoint in it
-runs:/0f3a...               the best model of an MLflow run, on the server that tracks this one too
-models:/actions/1           a registered model, also /latest and models:/actions@champion; models:/m-0f3a... a logged one
+runs/gru-rcn                the model of a run, named as grurcn/inference/model_source.py says
 """
 
-import re
-import tempfile
 from pathlib import Path
 
 from torch import Tensor
 
-from cluster.checkpoints.run_folder import Model, load_best
-from cluster.tracking.models import download_best, download_model
+from cluster.checkpoints.run_folder import Model
+from grurcn.inference.model_source import MLFLOW, is_run, read_model
 from grurcn.models.config import ModelConfig
 from grurcn.models.trunks.base import BadWeights, trunk_spec
 from grurcn.models.weights import read_weights
 from shards.store.credentials import has_credentials, without_credentials
 
-MLFLOW = ("runs:", "models:")  # how a model's name begins that MLflow knows
 PREFIX = "trunk."  # of a trunk's parameters in a model's
 
 
@@ -58,7 +53,7 @@ def read_pretrained(source: str, trunk: str, tracking_uri: str) -> dict[str, Ten
             )
         return read_weights(imagenet)
     if is_run(source):
-        return trunk_of(read_run(source, tracking_uri), source, trunk)
+        return trunk_of(read_model(source, tracking_uri), source, trunk)
     return read_file(source)
 
 
@@ -70,25 +65,6 @@ def read_file(source: str) -> dict[str, Tensor]:
             "store them; download the file yourself and give its path"
         )
     return read_weights(source)
-
-
-def is_run(source: str) -> bool:
-    """Whether a source is a run, or would be one: a folder or URL of the storage, runs:/ID or models:/NAME/VERSION of MLflow."""
-    return source.startswith((*MLFLOW, "s3://", "gs://")) or Path(source).expanduser().is_dir()
-
-
-def read_run(source: str, tracking_uri: str) -> Model:
-    """The best model of a run. Raises BadWeights for a wrong runs:/ID, ValueError and NoTracking as in read_pretrained."""
-    if not source.startswith(MLFLOW):
-        return load_best(source if "://" in source else Path(source).expanduser())
-    if source.startswith("models:"):
-        with tempfile.TemporaryDirectory(prefix="grurcn-") as folder:
-            return load_best(download_model(tracking_uri, source, Path(folder)))
-    match = re.fullmatch(r"runs:/(?P<run_id>[0-9a-f]{32})", source)
-    if match is None:
-        raise BadWeights(f"{source}: wanted runs:/ID, the 32 hexadecimal digits that MLflow shows as the run's id")
-    with tempfile.TemporaryDirectory(prefix="grurcn-") as folder:
-        return load_best(download_best(tracking_uri, match["run_id"], Path(folder)))
 
 
 def trunk_of(model: Model, source: str, trunk: str) -> dict[str, Tensor]:

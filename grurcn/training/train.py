@@ -30,7 +30,7 @@ from cluster.workers.events import (
 )
 from cluster.workers.launch import run_workers
 from grurcn.drawing.charts import Painter, pictures
-from grurcn.evaluation.confusion import Judgement
+from grurcn.evaluation.confusion import Confusion
 from grurcn.inference.mlflow_model import save_pyfunc
 from grurcn.training import captioning, classification
 from grurcn.training.caption_recipes import CAPTION_RECIPES, CaptionRecipe
@@ -189,5 +189,5 @@ def pictures_of(job: TrainJob, run: RunFolder, event: Validated) -> dict[str, by
     """{artifact: PNG} of a validation."""
     assert isinstance(job.recipe, Recipe)
     about = f"{run.name}, step {event.step:,}: the middle clip of each validation video"
-    drawn = pictures(Judgement.from_dict(dict(event.confusion)), Index(job.shards, "val"), job.recipe.clips, about)
+    drawn = pictures(Confusion.from_dict(dict(event.confusion)), Index(job.shards, "val"), job.recipe.clips, about)
     return {f"pictures/val/{name}": content for name, content in drawn.items()}

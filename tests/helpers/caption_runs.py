@@ -10,11 +10,11 @@ from cluster.checkpoints.files import Snapshot
 from cluster.checkpoints.run_folder import RunFolder
 from cluster.checkpoints.state import Optimizer, Training
 from cluster.checkpoints.writer import CheckpointWriter
+from grurcn.inference.captioner import build_captioner
 from grurcn.models.config import ModelConfig
 from grurcn.models.decoder import DecoderConfig
 from grurcn.models.encoder import PartConfig
 from grurcn.training.caption_recipes import CaptionRecipe
-from grurcn.training.captioning import build_captioner
 from grurcn.training.encoders import build_encoder, described, weights_digest
 from shards.synthetic import SIZE
 from shards.video import Packing

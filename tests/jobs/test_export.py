@@ -17,14 +17,16 @@ from cluster.checkpoints.files import Snapshot
 from cluster.checkpoints.run_folder import RunFolder
 from cluster.checkpoints.state import Optimizer, Training
 from cluster.checkpoints.writer import CheckpointWriter
-from grurcn.inference.classifier import OtherTask, Recogniser
+from grurcn.inference import export
+from grurcn.inference.classifier import Classifier
+from grurcn.inference.export import ExportJob
+from grurcn.inference.meta import OtherTask
 from grurcn.inference.model_input import model_input
 from grurcn.models.build import build_model
 from grurcn.models.config import ModelConfig
 from grurcn.models.gru_rcn import GRURCN
 from grurcn.training.recipes import Recipe
-from jobs import export
-from jobs.export import COMMAND, Export, main
+from jobs.export import COMMAND, main
 from shards.reading.clips import ClipConfig
 from shards.video import Packing
 
@@ -114,7 +116,7 @@ def clips_of(recipe: Recipe, count: int) -> np.ndarray:
 
 def wanted_of(recipe: Recipe, clips: np.ndarray) -> np.ndarray:
     """(B, L, K) float64 by each level, as the definition says: normalised by hand, in the model that is trained."""
-    recogniser = Recogniser(weights_of(recipe), meta_of(recipe), torch.device("cpu"), "fp32")
+    classifier = Classifier(weights_of(recipe), meta_of(recipe), torch.device("cpu"), "fp32")
     pixels = torch.from_numpy(clips).float()
     if recipe.clips.stream == "flow":
         # Stored planes of the model's own size, of which the view is all: nothing is cut or resized.
@@ -126,7 +128,7 @@ def wanted_of(recipe: Recipe, clips: np.ndarray) -> np.ndarray:
         mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
         pixels = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
     with torch.inference_mode():
-        return recogniser.model(pixels, torch.zeros(len(clips), dtype=torch.int64)).double().exp().numpy()
+        return classifier.model(pixels, torch.zeros(len(clips), dtype=torch.int64)).double().exp().numpy()
 
 
 # A process that has torch, and none of our packages.
@@ -172,7 +174,7 @@ def programs(runs, tmp_path_factory) -> tuple[dict[str, Path], dict[str, Path]]:
     files, results, asked = {}, {}, []
     for name, recipe in RECIPES.items():
         files[name], results[name] = folder / f"{name}.pt2", folder / f"{name}.npz"
-        assert main(Export(model=str(runs[name]), out=files[name])) == 0
+        assert main(ExportJob(model=str(runs[name]), out=files[name])) == 0
         clips = folder / f"{name}-clips.npz"
         np.savez(clips, allow_pickle=False, **{f"{count}": clips_of(recipe, count) for count in (1, 3)})
         asked.append((str(files[name]), str(clips), str(results[name])))
@@ -227,7 +229,7 @@ def onnx_files(runs, tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("onnx")
     files = {name: folder / f"{name}.onnx" for name in ONNX}
     for name, path in files.items():
-        assert main(Export(model=str(runs[name]), out=path)) == 0
+        assert main(ExportJob(model=str(runs[name]), out=path)) == 0
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         path.name for path in files.values()
     )  # one file each
@@ -242,7 +244,7 @@ def test_onnx_runtime_gives_the_models_numbers(onnx_files, name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", DEEP)
 def test_a_program_gives_the_numbers_of_deep_models(runs, tmp_path, name):
-    assert main(Export(model=str(runs[name]), out=tmp_path / "x.pt2")) == 0
+    assert main(ExportJob(model=str(runs[name]), out=tmp_path / "x.pt2")) == 0
     program = torch.export.load(tmp_path / "x.pt2").module()
     for count in (1, 3):
         clips = clips_of(DEEP[name], count)
@@ -252,7 +254,7 @@ def test_a_program_gives_the_numbers_of_deep_models(runs, tmp_path, name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", MORE_ONNX)
 def test_onnx_runtime_gives_the_numbers_of_every_kind_of_model(runs, tmp_path, name):
-    assert main(Export(model=str(runs[name]), out=tmp_path / "x.onnx")) == 0
+    assert main(ExportJob(model=str(runs[name]), out=tmp_path / "x.onnx")) == 0
     assert_runs(name, tmp_path / "x.onnx")
 
 
@@ -279,7 +281,7 @@ def test_an_onnx_file_says_what_it_is(onnx_files):
 
 
 def test_a_fixed_batch_is_the_only_one(runs, tmp_path):
-    assert main(Export(model=str(runs["frames"]), out=tmp_path / "two.pt2", batch=2)) == 0
+    assert main(ExportJob(model=str(runs["frames"]), out=tmp_path / "two.pt2", batch=2)) == 0
     program = torch.export.load(tmp_path / "two.pt2").module()
     clips = clips_of(RECIPES["frames"], 2)
     assert_right(RECIPES["frames"], clips, *(tensor.numpy() for tensor in program(torch.from_numpy(clips))))
@@ -307,58 +309,58 @@ def test_a_file_whose_numbers_are_not_the_models_does_not_appear(runs, tmp_path,
 
     monkeypatch.setitem(export.WRITERS, ".pt2", lambda: wrong)
     with pytest.raises(
-        ValueError, match=r"differ from the model's by 2\.0e-04, wanted at most 0\.0001; nothing was written"
+        ValueError, match=r"differ from the model's by 2\.0e-04, expected at most 0\.0001; nothing was written"
     ):
-        main(Export(model=str(runs["frames"]), out=tmp_path / "x.pt2"))
+        main(ExportJob(model=str(runs["frames"]), out=tmp_path / "x.pt2"))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model", "model.PT2"])
 def test_another_suffix_is_refused(name):
-    with pytest.raises(ValueError, match=rf"{name}: ends with .*; wanted \.pt2 or \.onnx"):
-        Export(model="runs/x", out=Path(name))
+    with pytest.raises(ValueError, match=rf"{name}: ends with .*; expected \.pt2 or \.onnx"):
+        ExportJob(model="runs/x", out=Path(name))
 
 
 def test_a_batch_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="batch 0: wanted dynamic, or at least 1"):
-        Export(model="runs/x", out=Path("x.pt2"), batch=0)
+    with pytest.raises(ValueError, match="batch 0: expected dynamic, or at least 1"):
+        ExportJob(model="runs/x", out=Path("x.pt2"), batch=0)
 
 
 def test_a_file_that_is_there_already_stays_as_it_is(runs, tmp_path):
     (tmp_path / "x.pt2").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"x\.pt2: is there already; remove it"):
-        main(Export(model=str(runs["gru"]), out=tmp_path / "x.pt2"))
+    with pytest.raises(FileExistsError, match=r"x\.pt2: exists already; remove it"):
+        main(ExportJob(model=str(runs["gru"]), out=tmp_path / "x.pt2"))
     assert (tmp_path / "x.pt2").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_one_is_an_os_error(runs, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        main(Export(model=str(runs["gru"]), out=tmp_path / "file" / "x.pt2"))
+        main(ExportJob(model=str(runs["gru"]), out=tmp_path / "file" / "x.pt2"))
 
 
 def test_no_such_run_is_one_error_and_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="nowhere: no checkpoint in it; wanted a run's folder"):
-        main(Export(model=str(tmp_path / "nowhere"), out=tmp_path / "out" / "x.pt2"))
+        main(ExportJob(model=str(tmp_path / "nowhere"), out=tmp_path / "out" / "x.pt2"))
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_run_of_captioning_is_refused_by_name(tmp_path):
     run = write_caption_run(tmp_path / "caption")
-    with pytest.raises(OtherTask, match=r"caption: a model of captioning.*wanted one of recognition"):
-        main(Export(model=str(run), out=tmp_path / "out" / "x.pt2"))
+    with pytest.raises(OtherTask, match=r"classes were requested, but .*caption is a captioning model; use a run"):
+        main(ExportJob(model=str(run), out=tmp_path / "out" / "x.pt2"))
     assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxruntime", "onnxscript"])
 def test_without_onnxs_packages_the_error_names_the_extra(runs, tmp_path, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ValueError, match=rf"package {missing}, which is not here; pip install 'grurcn\[export\]'"):
-        main(Export(model=str(runs["gru"]), out=tmp_path / "x.onnx"))
+    with pytest.raises(ValueError, match=rf"package {missing}, which is not installed; pip install 'grurcn\[export\]'"):
+        main(ExportJob(model=str(runs["gru"]), out=tmp_path / "x.onnx"))
     assert not list(tmp_path.iterdir())
 
 
 def test_more_weights_than_one_file_of_onnx_holds_are_refused(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "MOST_ONNX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"GiB of weights: one file of ONNX holds less than 2 GiB; write a \.pt2"):
-        main(Export(model=str(runs["gru"]), out=tmp_path / "x.onnx"))
+        main(ExportJob(model=str(runs["gru"]), out=tmp_path / "x.onnx"))

@@ -1,5 +1,4 @@
-"""Describing new videos: what is said is what the model says of the same videos in shards; attention as JSON and as pictures; and
-what is refused."""
+"""Captions of new videos are those of the same videos in shards; attention as JSON and as pictures; and what is refused."""
 
 import dataclasses
 import io
@@ -7,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +21,18 @@ from PIL import Image
 from cluster.checkpoints.run_folder import RunFolder
 from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.server import open_run, tracking_uri
-from grurcn.drawing.attention import BAR_HEIGHT, DARKEST, Attended, attention_sheet, context
-from grurcn.drawing.contact_sheet import Heading
-from grurcn.inference.captioner import packing_of
+from grurcn.inference.captioner import Caption, VideoCaptioner
+from grurcn.inference.meta import OtherTask
+from grurcn.inference.model_source import read_model
+from grurcn.inference.predict import CaptionPrediction, ClassPrediction, ClassProbability, picture_paths
 from grurcn.inference.videos import find_videos
 from grurcn.models.beam_search import Captions, beam_search
 from grurcn.models.build import build_model
 from grurcn.models.config import ModelConfig
 from grurcn.models.decoder import END, PADDING
-from grurcn.training.captioning import OtherTask, load_captioner
-from grurcn.training.pretrained import read_run
 from grurcn.training.recipes import Recipe
 from jobs import make_shards, predict
-from jobs.predict import Predict, lines_of, picture_places
+from jobs.predict import Predict, lines_of
 from shards.index import Index
 from shards.reading.decode import read_frames
 from shards.synthetic import COLOURS, NUM_FRAMES, draw_scene, write_video
@@ -86,7 +83,7 @@ def predicted(capsys, *args: Any, status: int = 0, **options: Any) -> list[list[
 def expected(run: Path, packed: Path, beam: int) -> dict[str, tuple[Captions, torch.Tensor]]:
     """{FOLDER-NAME: what beam search finds, which segments there are} for the videos as they are in the shards, read frame by
     frame."""
-    trained = load_captioner(str(run), torch.device("cpu"))
+    trained = VideoCaptioner.of(read_model(str(run), ""), torch.device("cpu"))
     found = {}
     for split in ("train", "val", "test"):
         index = Index(packed, split)
@@ -109,7 +106,7 @@ def sentence(numbers: torch.Tensor) -> str:
     return " ".join(WORDS[number] for number in numbers.tolist() if number not in (END, PADDING))
 
 
-# What is said
+# Captions
 
 
 @pytest.mark.parametrize(("options", "beam", "number"), [({"captions": 3}, 4, 3), ({"beam": 1}, 1, 1)])
@@ -140,7 +137,7 @@ def test_a_video_gets_the_captions_that_the_model_finds_for_it_in_a_shard(
     assert all(row["words"] for row in rows)
 
 
-def test_each_segment_is_told_with_the_second_at_which_it_begins(run, scenes, tmp_path):
+def test_each_segment_has_the_second_at_which_it_begins(run, scenes, tmp_path):
     predict.main(job(run, scenes / "b", json=tmp_path / "found.json"))
     short, whole, _ = sorted(json.loads((tmp_path / "found.json").read_text()), key=lambda row: len(row["seconds"]))
     assert short["seconds"] == pytest.approx([0, 1 / FPS, 2 / FPS])
@@ -157,8 +154,8 @@ def test_a_line_is_a_path_and_the_likeliest_sentence(run, scenes, tmp_path, caps
 
 def test_the_beam_may_be_larger_than_the_recipes(run, scenes, capsys):
     assert predict.main(job(run, scenes / "a" / "0.avi", beam=7, captions=7)) == 0
-    told = capsys.readouterr()
-    log_probs = [float(line.split("\t")[1]) for line in told.out.splitlines()]
+    printed = capsys.readouterr()
+    log_probs = [float(line.split("\t")[1]) for line in printed.out.splitlines()]
     assert len(log_probs) == 7
     assert log_probs == sorted(log_probs, reverse=True)
 
@@ -172,7 +169,7 @@ def test_places_of_a_beam_that_stay_empty_are_no_captions(run, scenes, tmp_path,
 def test_flow_that_was_packed_beside_the_training_videos_is_not_computed(run, scenes, tmp_path, capsys):
     """One frame a second with tvl1, for captions that nothing of it goes into."""
     with_flow = write_run(tmp_path / "flow", dataclasses.replace(PACKING, flow="tvl1"))
-    assert packing_of(read_run(str(with_flow), "")) == PACKING
+    assert VideoCaptioner.of(read_model(str(with_flow), ""), torch.device("cpu")).packing == PACKING
     assert predicted(capsys, with_flow, scenes / "a") == predicted(capsys, run, scenes / "a")
 
 
@@ -215,7 +212,7 @@ def test_what_is_no_video_in_a_folder_is_passed_over(run, tmp_path, capsys):
 def test_each_video_has_a_picture_of_its_own_in_the_folder(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("pictures")
     videos = [Path(f"videos/{name}.{suffix}") for name in sorted(names) for suffix in ("avi", "mp4")]
-    places = picture_places([*videos, Path("videos/../videos/c.avi")], folder)
+    places = picture_paths([*videos, Path("videos/../videos/c.avi")], folder)
     assert len(set(places.values())) == len(videos) + 1
     for video, place in places.items():
         assert place.name == f"{video.name}.png"
@@ -228,92 +225,6 @@ def test_each_video_has_a_picture_of_its_own_in_the_folder(tmp_path_factory, nam
 
 def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-
-
-def sheet(words: tuple[str, ...], attention: Sequence[Sequence[float]]) -> np.ndarray:
-    """The picture of a caption over three frames of one colour each: (40, 0, 0), (80, 0, 0), (120, 0, 0)."""
-    frames = np.zeros((3, 20, 30, 3), np.uint8)
-    frames[..., 0] = np.array([40, 80, 120])[:, None, None]
-    attended = Attended(words=words, attention=np.reshape(attention, (-1, 3)), frames=frames, seconds=np.arange(3) / 2)
-    return pixels(attention_sheet(Heading(title=" ".join(words), lines=("a video",)), attended))
-
-
-def count(picture: np.ndarray, red: int) -> int:
-    return int((picture == (red, 0, 0)).all(axis=2).sum())
-
-
-def dim(red: int, share: float) -> int:
-    return round(red * (DARKEST + (1 - DARKEST) * share))
-
-
-def test_a_picture_has_a_row_for_each_word_and_one_for_all():
-    heights = [len(sheet(("a",) * number, [[0.2, 0.5, 0.3]] * number)) for number in range(4)]
-    [height] = set(np.diff(heights))
-    picture = sheet(("a", "b"), [[1, 0, 0], [0, 0, 1]])
-    starts = []  # of the frames that are as bright as they are
-    for red in (40, 80, 120):
-        rows = np.flatnonzero((picture == (red, 0, 0)).all(axis=2).any(axis=1))
-        starts.append(rows[np.diff(rows, prepend=-2) > 1].tolist())
-    first = starts[1][0]
-    assert starts == [[first, first + height], [first], [first, first + 2 * height]]
-
-
-def test_frames_are_as_bright_as_their_attention():
-    picture = sheet(("a", "b"), [[0.6, 0.3, 0.1], [0.25, 0.25, 0.5]])
-    cell = count(picture, 120) // 2  # in the row of all words, and that of b
-    assert cell > 1000
-    for red, share in ((40, 1.0), (80, 0.5), (120, 1 / 6), (40, 0.5), (80, 0.5), (120, 1.0)):
-        assert count(picture, dim(red, share)) in (cell, 2 * cell), (red, share)
-    assert count(picture, 40) == 2 * cell  # all words, a
-    assert count(picture, 80) == cell  # all words alone
-    assert count(picture, dim(80, 0.5)) == 2 * cell  # a, b
-
-
-def test_bars_are_as_long_as_attention_and_of_one_scale_over_all_words():
-    picture = sheet(("a", "b"), [[0.8, 0.2, 0.0], [0.4, 0.2, 0.4]])
-    blue = (picture == np.array([0x2F, 0x6B, 0xD8])).all(axis=2)
-    bars = []
-    for red in (40, 80, 120):  # the columns, by the frames of all words
-        place = (picture == (red, 0, 0)).all(axis=2)
-        bars.append(blue[:, place.any(axis=0)].any(axis=1).sum())
-    wanted = [0.6 + 0.8 + 0.4, 0.2 + 0.2 + 0.2, 0.2 + 0.0 + 0.4]  # all words, a, b
-    assert bars == pytest.approx([BAR_HEIGHT * share / 0.8 for share in wanted], abs=1.5)
-
-
-def test_of_very_many_segments_neighbours_share_a_column():
-    attended = Attended(
-        words=("a", "b"),
-        attention=np.arange(14.0).reshape(2, 7),
-        frames=np.arange(7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8),
-        seconds=np.arange(7.0),
-    )
-    few = attended.in_columns(3)
-    assert few.seconds.tolist() == few.frames[:, 0, 0, 0].tolist() == [0, 2, 4]
-    assert few.attention.tolist() == [[0 + 1, 2 + 3, 4 + 5 + 6], [7 + 8, 9 + 10, 11 + 12 + 13]]
-    same = attended.in_columns(7)
-    assert same.attention.tolist() == attended.attention.tolist()
-    heading = Heading(title="", lines=())
-    wide = [
-        dataclasses.replace(
-            attended, attention=np.ones((2, n)), frames=np.ones((n, 2, 2, 3), np.uint8), seconds=np.arange(n)
-        )
-        for n in (40, 1000)
-    ]
-    assert pixels(attention_sheet(heading, wide[0])).shape == pixels(attention_sheet(heading, wide[1])).shape
-
-
-def test_a_caption_without_words_still_has_a_picture():
-    assert count(sheet((), []), 80) == count(sheet(("a",), [[0.5, 0.0, 0.5]]), 80) > 1000
-
-
-def test_a_word_stands_between_its_neighbours():
-    words = ["a", "man", "in", "a", "white", "shirt"]
-    assert context(words, 0, 2) == ("", "a", " man in …")
-    assert context(words, 2, 2) == ("a man ", "in", " a white …")
-    assert context(words, 3, 1) == ("… in ", "a", " white …")
-    assert context(words, 5, 9) == ("a man in a white ", "shirt", "")
-    assert context(["dog"], 0, 3) == ("", "dog", "")
-    assert context(["\x1b[2J"], 0, 0)[1] == "\\x1b[2J"
 
 
 def test_each_video_is_drawn_with_its_own_frames_in_their_colours(run, scenes, tmp_path, capsys):
@@ -333,7 +244,7 @@ def test_each_video_is_drawn_with_its_own_frames_in_their_colours(run, scenes, t
 # What is refused
 
 
-def test_a_broken_video_is_named_in_the_end_and_the_others_are_described(run, scenes, tmp_path, capsys):
+def test_a_broken_video_is_named_in_the_end_and_the_others_are_predicted(run, scenes, tmp_path, capsys):
     whole = write_scene(tmp_path / "1.avi", 1)
     (tmp_path / "2.mp4").write_text("not a video")
     data = whole.read_bytes()
@@ -342,10 +253,10 @@ def test_a_broken_video_is_named_in_the_end_and_the_others_are_described(run, sc
     missing = tmp_path / "missing.avi"
     options: dict[str, Any] = {"json": tmp_path / "found.json", "attention": tmp_path / "attention"}
     assert predict.main(job(run, tmp_path, missing, **options)) == 1
-    told = capsys.readouterr()
-    assert [line.split("\t")[0] for line in told.out.splitlines()] == [str(whole), str(tmp_path / "4.avi")]
-    first, *errors = told.err.splitlines()[-4:]
-    assert first.startswith(f"looked at 2 of 5 videos with the model of {run} (step 8) in ")
+    printed = capsys.readouterr()
+    assert [line.split("\t")[0] for line in printed.out.splitlines()] == [str(whole), str(tmp_path / "4.avi")]
+    first, *errors = printed.err.splitlines()[-4:]
+    assert first.startswith(f"predicted 2 of 5 videos with the model {run} (step 8) in ")
     assert errors[0].startswith(f"error: {tmp_path}/2.mp4: not a video that ffmpeg reads (")
     assert errors[1].startswith(f"error: {tmp_path}/3.avi: ")
     assert errors[2] == f"error: {missing}: cannot be read (No such file or directory)"
@@ -355,17 +266,19 @@ def test_a_broken_video_is_named_in_the_end_and_the_others_are_described(run, sc
 
 def test_a_video_beyond_the_limits_is_named(run, scenes, capsys):
     assert predict.main(job(run, scenes / "a" / "0.avi", limits=Limits(max_pixels=100))) == 1
-    told = capsys.readouterr()
-    assert "frames of 40 x 40 pixels: wanted at most 100 pixels (--max-pixels)" in told.err
-    assert not told.out
+    printed = capsys.readouterr()
+    assert "frames of 40 x 40 pixels: expected at most 100 pixels (--max-pixels)" in printed.err
+    assert not printed.out
 
 
-def test_a_run_of_recognition_is_refused(scenes, tmp_path):
+def test_a_classification_run_is_refused(scenes, tmp_path):
     recipe = Recipe(model=ModelConfig(taps=("pool1",), hidden=(3,), width=1 / 32))
     weights = build_model(recipe.model, 2, 0).state_dict()
-    recognition = write_checkpoint(tmp_path / "other", dict(weights), recipe.to_dict(), {"classes": ["a", "b"]})
-    with pytest.raises(OtherTask, match=r"other: of a run of recognition, which has no words"):
-        predict.main(job(recognition, scenes))
+    classification = write_checkpoint(tmp_path / "other", dict(weights), recipe.to_dict(), {"classes": ["a", "b"]})
+    with pytest.raises(
+        OtherTask, match=r"captions were requested, but .*other is a classification model; use a run of"
+    ):
+        predict.main(job(classification, scenes))
 
 
 def test_a_place_without_a_run_is_refused(scenes, tmp_path):
@@ -377,18 +290,18 @@ def test_a_folder_without_videos_is_refused_by_name(run, scenes, tmp_path):
     (tmp_path / "notes.txt").write_text("not a video")
     with pytest.raises(ValueError, match=rf"{tmp_path}: no videos found in this folder and those below it .*\.avi"):
         predict.main(job(run, scenes, tmp_path))
-    with pytest.raises(ValueError, match="no videos are named; wanted files, or folders"):
+    with pytest.raises(ValueError, match="no videos are named; expected files, or folders"):
         predict.main(job(run))
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"beam": 0}, r"beam 0: wanted at least 1"),
-        ({"captions": 0}, r"captions 0: wanted at least 1"),
-        ({"top": 0}, r"top 0: wanted at least 1"),
-        ({"workers": -1}, r"workers -1: wanted at least 0"),
-        ({"heat": True}, r"--heat is drawn in the overlay; wanted --overlay FILE.mp4 too"),
+        ({"beam": 0}, r"beam 0: expected at least 1"),
+        ({"captions": 0}, r"captions 0: expected at least 1"),
+        ({"top": 0}, r"top 0: expected at least 1"),
+        ({"workers": -1}, r"workers -1: expected at least 0"),
+        ({"heat": True}, r"--heat is drawn in the overlay; add --overlay FILE.mp4"),
     ],
 )
 def test_options_that_cannot_be_are_refused(scenes, options, reason):
@@ -397,7 +310,9 @@ def test_options_that_cannot_be_are_refused(scenes, options, reason):
 
 
 def test_more_captions_than_the_search_keeps_are_refused(run, scenes):
-    with pytest.raises(ValueError, match=r"captions 5: the search keeps 4; wanted at most so many, or more of --beam"):
+    with pytest.raises(
+        ValueError, match=r"captions 5: the search keeps 4; request at most so many, or set a larger --beam"
+    ):
         predict.main(job(run, scenes, captions=5))
 
 
@@ -411,21 +326,25 @@ def test_options_may_stand_before_and_behind_the_videos():
         assert found.limits == Limits()
 
 
+def of_caption(video: str, sentence: str, number: int = 1) -> CaptionPrediction:
+    caption = Caption(words=tuple(sentence.split(" ")), log_prob=-1.25, attention=np.zeros((2, 1)))
+    return CaptionPrediction(video=Path(video), captions=(caption,) * number, seconds=np.zeros(1))
+
+
 def test_what_stands_in_names_and_captions_is_no_more_than_text():
-    captions = [{"caption": "a b\x1b[2J", "log_prob": -1.25}]
-    row = {"video": "tab\tand\nline\udc80.avi", "captions": captions}
-    assert lines_of(row, ()) == ["tab\\tand\\nline\\udc80.avi\ta b\\x1b[2J"]
-    assert lines_of({"video": "x" * 300, "captions": captions}, ())[0].startswith("x" * 300 + "\t")
-    row = {"video": "\x1b[2J", "classes": [{"class": "up\x1b[2J\t", "probability": 0.5}]}
-    assert lines_of(row, ()) == ["\\x1b[2J\tup\\x1b[2J\\t\t0.5000"]
-    assert lines_of(row, (Path("a"),))[1].startswith("   0.500  up\\x1b[2J\\t  █")
+    found = of_caption("tab\tand\nline\udc80.avi", "a b\x1b[2J")
+    assert lines_of(found, ()) == ["tab\\tand\\nline\\udc80.avi\ta b\\x1b[2J"]
+    assert lines_of(of_caption("x" * 300, "a"), ())[0].startswith("x" * 300 + "\t")
+    best = ClassProbability(name="up\x1b[2J\t", probability=0.5)
+    found = ClassPrediction(video=Path("\x1b[2J"), classes=(best,), levels={})
+    assert lines_of(found, ()) == ["\\x1b[2J\tup\\x1b[2J\\t\t0.5000"]
+    assert lines_of(found, (Path("a"),))[1].startswith("   0.500  up\\x1b[2J\\t  █")
 
 
-def test_scene_captions_are_aligned_on_a_terminal():
-    captions = [{"caption": "a dog", "log_prob": -1.25}]
+def test_sentences_are_aligned_on_a_terminal():
     paths = [Path("a.avi"), Path("longer.avi")]
-    assert lines_of({"video": "a.avi", "captions": captions}, paths) == ["a.avi       a dog"]
-    assert lines_of({"video": "longer.avi", "captions": captions * 2}, paths) == ["longer.avi    -1.250  a dog"] * 2
+    assert lines_of(of_caption("a.avi", "a dog"), paths) == ["a.avi       a dog"]
+    assert lines_of(of_caption("longer.avi", "a dog", 2), paths) == ["longer.avi    -1.250  a dog"] * 2
 
 
 def test_the_command_prints_captions_and_nothing_else_on_its_output(run, scenes, tmp_path):
@@ -444,5 +363,5 @@ def test_the_command_prints_captions_and_nothing_else_on_its_output(run, scenes,
     assert done.returncode == 1, done.stderr
     [line] = done.stdout.splitlines()
     assert line.startswith(f"{video}\t")
-    assert "looked at 1 of 2 videos" in done.stderr
+    assert "predicted 1 of 2 videos" in done.stderr
     assert f"error: {tmp_path}/broken.avi: not a video" in done.stderr

@@ -13,10 +13,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grurcn.drawing.heat import HeatPainter, onto_line, shown_steps, votes_and_changes
-from grurcn.drawing.overlay import overlay, sliding_clips
-from grurcn.drawing.overlay_frame import COLOURS, OTHERS, Drawing, Layout, Told, legend_of, runs, shade, ticks
-from grurcn.inference.classifier import Recogniser
+from grurcn.drawing.heat import HeatMaps, onto_line, shown_steps, votes_and_changes
+from grurcn.drawing.overlay import sliding_clips, write_overlay
+from grurcn.drawing.overlay_frame import (
+    COLOURS,
+    OTHERS,
+    OverlayLayout,
+    OverlayPainter,
+    VideoVotes,
+    legend_of,
+    runs,
+    shade,
+    ticks,
+)
+from grurcn.inference.classifier import Classifier
 from grurcn.inference.model_input import model_input
 from grurcn.models.build import build_model
 from grurcn.models.config import ModelConfig
@@ -34,7 +44,7 @@ FPS = Fraction(30000, 1001)
 MOST_OFF = 14  # of a colour's 255: what a lossy codec of half the colours' resolution may do to it
 
 
-def recogniser_of(classes: int | list[str] = 5, model: ModelConfig = MODEL, clips: ClipConfig = CLIPS) -> Recogniser:
+def classifier_of(classes: int | list[str] = 5, model: ModelConfig = MODEL, clips: ClipConfig = CLIPS) -> Classifier:
     """A model of random weights, which is sure of what it says, and says something else of other frames."""
     names = [f"class {number}" for number in range(classes)] if isinstance(classes, int) else classes
     recipe = Recipe(model=model, clips=clips)
@@ -45,7 +55,7 @@ def recogniser_of(classes: int | list[str] = 5, model: ModelConfig = MODEL, clip
             assert isinstance(head, torch.nn.Linear)
             torch.nn.init.normal_(head.weight, std=20, generator=generator)
     meta = {"recipe": recipe.to_dict(), "classes": names, "packing": vars(PACKING)}
-    return Recogniser(network.state_dict(), meta, torch.device("cpu"), "fp32")
+    return Classifier(network.state_dict(), meta, torch.device("cpu"), "fp32")
 
 
 def scene(num_frames: int) -> np.ndarray:
@@ -79,29 +89,31 @@ def pictures(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
-def told_of(recogniser: Recogniser, video: Stored) -> Told:
+def votes_of(classifier: Classifier, video: Stored) -> VideoVotes:
     """What the model says, clip by clip, asked one by one."""
-    clips = recogniser.recipe.clips
+    clips = classifier.recipe.clips
     last = max(0, video.num_frames - clips.span)
     firsts = range(last + 1)  # few enough frames for a clip at each
     frames = np.array(
         [[min(first + clips.stride * t, video.num_frames - 1) for t in range(clips.num_frames)] for first in firsts]
     )
-    bound = torch.full((1,), recogniser.packing.flow_bound)
-    votes = [recogniser.votes(recogniser.read(video, row[None]), bound, recogniser.views(1)) for row in frames]
-    return Told(
+    bound = torch.full((1,), classifier.packing.flow_bound)
+    votes = [
+        classifier.votes(classifier.read_clips(video, row[None]).planes, bound, classifier.views(1)) for row in frames
+    ]
+    return VideoVotes(
         votes=torch.cat(votes),
         frames=frames,
         num_frames=video.num_frames,
         fps=video.fps,
-        classes=recogniser.classes,
-        levels=recogniser.levels,
+        classes=classifier.classes,
+        levels=classifier.levels,
     )
 
 
 @pytest.fixture(scope="module")
-def recogniser() -> Recogniser:
-    return recogniser_of()
+def classifier() -> Classifier:
+    return classifier_of()
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +122,9 @@ def video(tmp_path_factory) -> Stored:
 
 
 @pytest.fixture(scope="module")
-def written(recogniser, video, tmp_path_factory) -> Path:
+def written(classifier, video, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("written") / "new folder" / "overlay.mp4"
-    overlay(recogniser, video, path)
+    write_overlay(classifier, video, path)
     return path
 
 
@@ -122,8 +134,8 @@ def shown(written) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def layout(recogniser, video) -> Layout:
-    return Layout(stored=(PACKING.height, PACKING.width), told=told_of(recogniser, video))
+def layout(classifier, video) -> OverlayLayout:
+    return OverlayLayout(stored=(PACKING.height, PACKING.width), prediction=votes_of(classifier, video))
 
 
 # The file
@@ -156,15 +168,9 @@ def test_it_shows_the_stored_frames_enlarged(shown, layout):
         )  # the moving square's edges are resized too
 
 
-def test_the_same_video_gives_the_same_bytes(recogniser, video, written, tmp_path):
-    overlay(recogniser, video, tmp_path / "again.mp4")
+def test_the_same_video_gives_the_same_bytes(classifier, video, written, tmp_path):
+    write_overlay(classifier, video, tmp_path / "again.mp4")
     assert (tmp_path / "again.mp4").read_bytes() == written.read_bytes()
-
-
-def test_progress_is_told_frame_by_frame(recogniser, tmp_path):
-    said = []
-    overlay(recogniser, stored(scene(3), tmp_path), tmp_path / "o.mp4", progress=lambda *now: said.append(now))
-    assert said == [(1, 3), (2, 3), (3, 3)]
 
 
 # What stands in it
@@ -179,46 +185,46 @@ def test_the_cursor_is_at_each_frames_time(shown, layout, video):
 
 
 def test_each_cell_has_the_colour_of_its_levels_vote_as_strong_as_it_is_probable(shown, layout):
-    told, picture = layout.told, shown[-1].astype(int)
-    middles = [(row[0] + row[-1] + 1) / 2 for row in told.frames.tolist()]
-    edges = [0, *[(one + next_one) / 2 for one, next_one in itertools.pairwise(middles)], told.num_frames]
+    prediction, picture = layout.prediction, shown[-1].astype(int)
+    middles = [(row[0] + row[-1] + 1) / 2 for row in prediction.frames.tolist()]
+    edges = [0, *[(one + next_one) / 2 for one, next_one in itertools.pairwise(middles)], prediction.num_frames]
     left, right = layout.strip
     seen = set()
-    for (clip, votes), level in itertools.product(enumerate(told.votes.tolist()), range(len(told.levels))):
+    for (clip, votes), level in itertools.product(enumerate(prediction.votes.tolist()), range(len(prediction.levels))):
         probabilities = votes[level]
         winner = max(range(5), key=probabilities.__getitem__)
         seen.add((level, winner))
         ink = [int(COLOURS[winner][place : place + 2], 16) for place in (1, 3, 5)]
         wanted = [255 - (255 - part) * probabilities[winner] for part in ink]
         middle = (edges[clip] + edges[clip + 1]) / 2 if clip < len(middles) - 1 else edges[clip] + 0.5
-        x = left + round((right - left) * middle / told.num_frames)
+        x = left + round((right - left) * middle / prediction.num_frames)
         found = picture[layout.row(level) + 2 : layout.row(level) + 4, x - 2 : x + 3].mean(axis=(0, 1))
         assert np.abs(found - wanted).max() < MOST_OFF, (clip, level, found, wanted)
     assert len({winner for _, winner in seen}) > 1  # the colours do differ
 
 
 def test_the_bars_are_the_mean_over_the_clips_that_have_ended(shown, layout):
-    told = layout.told
+    prediction = layout.prediction
     left, right = layout.bars
     for number, picture in enumerate(shown.astype(int)):
-        ended = [votes for votes, row in zip(told.votes, told.frames, strict=True) if row[-1] <= number]
+        ended = [votes for votes, row in zip(prediction.votes, prediction.frames, strict=True) if row[-1] <= number]
         wanted = sorted(torch.stack(ended).mean(dim=(0, 1)).tolist(), reverse=True)[:3] if ended else [0.0] * 3
         for place, share in enumerate(wanted):
             y = layout.bar(place) + layout.px(8)
             track = np.array([0xEE, 0xF0, 0xF3])
             length = (np.abs(picture[y, left:right] - track).sum(axis=1) > 60).sum()
             assert abs(length - share * (right - left)) <= 3, (number, place)
-    assert told.ended(5) == 0
-    assert told.ended(6) == 1  # a clip of 4 frames, every second: 0 2 4 6
+    assert prediction.ended(5) == 0
+    assert prediction.ended(6) == 1  # a clip of 4 frames, every second: 0 2 4 6
 
 
-def test_the_likeliest_classes_come_first(recogniser, video, layout):
-    told = layout.told
-    for clip in (0, 3, len(told.votes) - 1):
-        mean = told.votes[: clip + 1].mean(dim=(0, 1))
+def test_the_likeliest_classes_come_first(classifier, video, layout):
+    prediction = layout.prediction
+    for clip in (0, 3, len(prediction.votes) - 1):
+        mean = prediction.votes[: clip + 1].mean(dim=(0, 1))
         wanted = [(int(number), float(mean[number])) for number in mean.argsort(descending=True)[:3]]
-        assert [number for number, _ in told.top(clip)] == [number for number, _ in wanted]
-        assert [share for _, share in told.top(clip)] == pytest.approx([share for _, share in wanted])
+        assert [number for number, _ in prediction.top(clip)] == [number for number, _ in wanted]
+        assert [share for _, share in prediction.top(clip)] == pytest.approx([share for _, share in wanted])
 
 
 # Clips and times
@@ -256,27 +262,27 @@ def test_neighbours_that_agree_are_named_once():
 # Colours
 
 
-def told_with_winners(winners: list[int], classes: int) -> Told:
+def votes_with_winners(winners: list[int], classes: int) -> VideoVotes:
     votes = torch.full((len(winners), 1, classes), 0.1, dtype=torch.float64)
     votes[torch.arange(len(winners)), 0, torch.tensor(winners)] = 0.9
     frames = np.arange(len(winners))[:, None]
     names = tuple(f"class {number}" for number in range(classes))
-    return Told(votes=votes, frames=frames, num_frames=len(winners), fps=10.0, classes=names, levels=("pool1",))
+    return VideoVotes(votes=votes, frames=frames, num_frames=len(winners), fps=10.0, classes=names, levels=("pool1",))
 
 
 def test_with_few_classes_each_has_its_own_colour_in_every_video():
-    assert told_with_winners([3, 3, 1], 8).colours == {3: COLOURS[3], 1: COLOURS[1]}
-    assert told_with_winners([1, 7], 8).colours == {1: COLOURS[1], 7: COLOURS[7]}
+    assert votes_with_winners([3, 3, 1], 8).colours == {3: COLOURS[3], 1: COLOURS[1]}
+    assert votes_with_winners([1, 7], 8).colours == {1: COLOURS[1], 7: COLOURS[7]}
 
 
 def test_with_many_classes_the_most_frequent_have_colours_of_their_own_and_the_others_share_one():
     winners = [50, 50, 50, 9, 9, *range(20, 28)]
-    told = told_with_winners(winners, 101)
-    colours = told.colours
+    prediction = votes_with_winners(winners, 101)
+    colours = prediction.colours
     assert [colours[50], colours[9]] == [*COLOURS[:2]]
     own = [colour for colour in colours.values() if colour != OTHERS]
     assert sorted(own) == sorted(COLOURS[:7])
-    assert legend_of(told)[-1] == (OTHERS, "3 other classes")
+    assert legend_of(prediction)[-1] == (OTHERS, "3 other classes")
 
 
 def test_a_shade_is_between_paper_and_the_colour():
@@ -289,24 +295,24 @@ def test_a_shade_is_between_paper_and_the_colour():
 
 
 @pytest.mark.parametrize("num_frames", [1, 3])
-def test_videos_shorter_than_a_clip_are_told_of_at_their_end(recogniser, tmp_path, num_frames):
+def test_videos_shorter_than_a_clip_are_told_of_at_their_end(classifier, tmp_path, num_frames):
     video = stored(scene(num_frames), tmp_path)
     for heat in (False, True):
-        overlay(recogniser, video, tmp_path / "o.mp4", heat=heat)
+        write_overlay(classifier, video, tmp_path / "o.mp4", heat=heat)
         assert len(pictures(tmp_path / "o.mp4")) == num_frames
-    told = told_of(recogniser, video)
-    assert [told.ended(number) for number in range(num_frames)] == [0] * (num_frames - 1) + [1]
-    assert told.edges.tolist() == [0, num_frames]
+    prediction = votes_of(classifier, video)
+    assert [prediction.ended(number) for number in range(num_frames)] == [0] * (num_frames - 1) + [1]
+    assert prediction.edges.tolist() == [0, num_frames]
 
 
 def test_names_of_any_length_and_letters_stay_within_their_places(tmp_path):
     names = ["x" * 300, "\x1b[31m\n\t\0", "Ünïcödé 漢字 \u202e\U0001f600", "", "<b>&amp;</b>"]
-    model, video = recogniser_of(names), stored(scene(4), tmp_path)
-    overlay(model, video, tmp_path / "odd.mp4")
-    overlay(recogniser_of(5), video, tmp_path / "plain.mp4")
+    model, video = classifier_of(names), stored(scene(4), tmp_path)
+    write_overlay(model, video, tmp_path / "odd.mp4")
+    write_overlay(classifier_of(5), video, tmp_path / "plain.mp4")
     odd, plain = pictures(tmp_path / "odd.mp4").astype(int), pictures(tmp_path / "plain.mp4").astype(int)
     assert odd.shape == plain.shape
-    layout = Layout(stored=(PACKING.height, PACKING.width), told=told_of(model, video))
+    layout = OverlayLayout(stored=(PACKING.height, PACKING.width), prediction=votes_of(model, video))
     rows = slice(layout.bar(0), layout.bar(3))
     for outside in (slice(0, layout.margin - 4), slice(layout.bars[0] + 2, None)):
         assert (
@@ -320,7 +326,7 @@ def test_names_of_any_length_and_letters_stay_within_their_places(tmp_path):
 
 def test_one_class_and_two_are_enough(tmp_path):
     for classes in (1, 2):
-        overlay(recogniser_of(classes), stored(scene(2), tmp_path), tmp_path / "o.mp4")
+        write_overlay(classifier_of(classes), stored(scene(2), tmp_path), tmp_path / "o.mp4")
 
 
 @pytest.mark.parametrize(
@@ -337,19 +343,19 @@ def test_frames_keep_the_stored_ones_aspect(layout, stored_size, frame, width):
     assert other.frame_size == frame
     assert other.width == width
     assert all(side % 2 == 0 for side in other.size)
-    picture = Drawing(layout.told, other).picture(0, np.full((*stored_size, 3), 200, np.uint8))
+    picture = OverlayPainter(other).picture(0, np.full((*stored_size, 3), 200, np.uint8))
     assert picture.size == other.size
 
 
 def test_a_model_of_flow_shows_the_frames(tmp_path):
     clips = dataclasses.replace(CLIPS, stream="flow", flow_fields=3)
-    model = recogniser_of(clips=clips)
+    model = classifier_of(clips=clips)
     model.meta = {**model.meta, "packing": {**vars(PACKING), "flow": "dis"}}
     fields = np.full((7, 3 * PACKING.height, PACKING.width), 128, np.uint8)
     fields[:, :20] += np.arange(7, dtype=np.uint8)[:, None, None] * 8
     video = stored(scene(7), tmp_path, fields)
     for heat in (True, False):
-        overlay(model, video, tmp_path / "o.mp4", heat=heat)
+        write_overlay(model, video, tmp_path / "o.mp4", heat=heat)
         shown = pictures(tmp_path / "o.mp4")
         assert len(shown) == 7
     for number, picture in enumerate(shown):  # without heat
@@ -363,7 +369,7 @@ def test_a_model_of_flow_shows_the_frames(tmp_path):
 
 @pytest.mark.parametrize(("stacked", "bidirectional"), [(False, False), (True, True)])
 def test_a_change_is_what_a_frame_does_to_the_state_that_the_frame_before_would_not_have_done(stacked, bidirectional):
-    model = recogniser_of(model=dataclasses.replace(MODEL, stacked=stacked, bidirectional=bidirectional))
+    model = classifier_of(model=dataclasses.replace(MODEL, stacked=stacked, bidirectional=bidirectional))
     planes = torch.from_numpy(scene(8))[None, ::2]
     bound, view = torch.full((1,), 20.0), model.views(1)[0]
     votes, changes = votes_and_changes(model, planes, bound, view)
@@ -391,9 +397,9 @@ def test_a_change_is_what_a_frame_does_to_the_state_that_the_frame_before_would_
 
 
 def test_heat_is_zero_where_nothing_moves_and_nowhere_else():
-    recogniser = recogniser_of(clips=FINE)
+    classifier = classifier_of(clips=FINE)
     planes = torch.from_numpy(scene(8))[None, ::2]
-    _, changes = votes_and_changes(recogniser, planes, torch.full((1,), 20.0), recogniser.views(1)[0])
+    _, changes = votes_and_changes(classifier, planes, torch.full((1,), 20.0), classifier.views(1)[0])
     # The view is the middle square, columns 8 to 40, of which the moving one fills 10 to 16. A cell of pool2 sees 6 pixels
     # around its own 4, and its GRU two cells around it: the last two of eight cells see columns from 8 + 24 - 8 - 6 on.
     for change in changes:
@@ -402,14 +408,14 @@ def test_heat_is_zero_where_nothing_moves_and_nowhere_else():
         assert (change.maps[..., -quarter:] < 1e-5).all()  # rounding
 
 
-def test_a_still_video_has_no_heat_though_its_states_move(recogniser):
+def test_a_still_video_has_no_heat_though_its_states_move(classifier):
     planes = torch.from_numpy(scene(1))[None].expand(1, 4, -1, -1)
-    _, changes = votes_and_changes(recogniser, planes, torch.full((1,), 20.0), recogniser.views(1)[0])
+    _, changes = votes_and_changes(classifier, planes, torch.full((1,), 20.0), classifier.views(1)[0])
     assert all(change.maps.max() < 1e-3 for change in changes)
 
 
 def test_heat_is_drawn_over_what_moves_within_the_models_view(video, tmp_path):
-    overlay(recogniser_of(clips=FINE), video, tmp_path / "heat.mp4", heat=True)
+    write_overlay(classifier_of(clips=FINE), video, tmp_path / "heat.mp4", heat=True)
     shown = pictures(tmp_path / "heat.mp4").astype(int)
     assert len(shown) == video.num_frames
     glow = shown[:, :427, :, 0] - shown[:, :427, :, 2]  # the scene is grey
@@ -449,17 +455,17 @@ def test_maps_are_laid_through_the_view_onto_the_frame():
     )  # its middle is at 0.875 of the way to the second cell's
 
 
-def test_the_heat_of_a_frame_is_the_mean_over_the_levels(recogniser, video):
-    planes = recogniser.read(video, np.array([[0, 2, 4, 6]]))
-    _, changes = votes_and_changes(recogniser, planes, torch.full((1,), 20.0), recogniser.views(1)[0])
+def test_the_heat_of_a_frame_is_the_mean_over_the_levels(classifier, video):
+    planes = classifier.read_clips(video, np.array([[0, 2, 4, 6]])).planes
+    _, changes = votes_and_changes(classifier, planes, torch.full((1,), 20.0), classifier.views(1)[0])
     steps = np.array([[-1, -1], [0, 2]])
     painters = [
-        HeatPainter(some, steps, (0, 8, 32, 32), (32, 48), (64, 96)) for some in (changes, changes[:1], changes[1:])
+        HeatMaps(some, steps, (0, 8, 32, 32), (32, 48), (64, 96)) for some in (changes, changes[:1], changes[1:])
     ]
-    both, first, second = (painter.heat(1) for painter in painters)
+    both, first, second = (painter.of_frame(1) for painter in painters)
     np.testing.assert_allclose(both, (first + second) / 2, atol=1e-6)
     assert both.max() > 0.1
-    assert not painters[0].heat(0).any()
+    assert not painters[0].of_frame(0).any()
 
 
 @pytest.mark.parametrize(
@@ -476,20 +482,20 @@ def test_the_heat_of_a_frame_is_the_mean_over_the_levels(recogniser, video):
 )
 def test_heat_of_a_model_without_states_in_places_is_refused(video, tmp_path, model, clips, said):
     with pytest.raises(ValueError, match=said):
-        overlay(recogniser_of(model=model, clips=clips), video, tmp_path / "o.mp4", heat=True)
+        write_overlay(classifier_of(model=model, clips=clips), video, tmp_path / "o.mp4", heat=True)
     assert not list(tmp_path.iterdir())
 
 
 # Failures
 
 
-def test_a_video_that_ends_early_leaves_no_file(recogniser, video, tmp_path):
+def test_a_video_that_ends_early_leaves_no_file(classifier, video, tmp_path):
     with pytest.raises(BadVideo, match="frame 14"):
-        overlay(recogniser, dataclasses.replace(video, num_frames=40), tmp_path / "o.mp4")
+        write_overlay(classifier, dataclasses.replace(video, num_frames=40), tmp_path / "o.mp4")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_an_os_error(recogniser, video, tmp_path):
+def test_a_place_that_cannot_be_written_is_an_os_error(classifier, video, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
-        overlay(recogniser, video, tmp_path / "file" / "o.mp4")
+        write_overlay(classifier, video, tmp_path / "file" / "o.mp4")

@@ -18,7 +18,7 @@ from spoilt import faults, reindex, rewrite, write_rows
 from videos import frame_numbers, level, pack
 
 from grurcn.drawing import clip_frames as preview_clips
-from grurcn.drawing.contact_sheet import flow_colours
+from grurcn.drawing.clip_frames import flow_colours
 from grurcn.drawing.preview import PreviewJob, PreviewResult, choose, draw_preview, train_clip_of
 from grurcn.models.pixels import to_clips
 from shards.index import Index

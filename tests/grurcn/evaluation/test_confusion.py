@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from grurcn.drawing.charts import MOST_BARS, Painter, class_bars, confusion_matrix, level_bars, pictures, short
-from grurcn.evaluation.confusion import MISTAKES, Judgement, first_largest
+from grurcn.evaluation.confusion import MISTAKES, Confusion, first_largest
 from shards.index import Index
 from shards.reading.clips import ClipConfig
 
@@ -26,47 +26,47 @@ def random_videos(seed: int, count: int, classes: int, levels: int) -> tuple[tor
     return torch.from_numpy(values), torch.from_numpy(rng.integers(0, classes, count))
 
 
-def judge(values: torch.Tensor, label: torch.Tensor, first: int = 0) -> Judgement:
-    judgement = Judgement([f"class {number}" for number in range(values.shape[2])], LEVELS[: values.shape[1]])
+def judge(values: torch.Tensor, label: torch.Tensor, first: int = 0) -> Confusion:
+    confusion = Confusion([f"class {number}" for number in range(values.shape[2])], LEVELS[: values.shape[1]])
     numbers = list(range(first, first + len(label)))
-    judgement.add(values, label, [f"video {number}" for number in numbers], numbers)
-    return judgement
+    confusion.add(values, label, [f"video {number}" for number in numbers], numbers)
+    return confusion
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30), st.integers(2, 5))
 def test_counts_are_those_of_a_loop_over_videos(seed, count, classes):
     values, label = random_videos(seed, count, classes, 2)
-    judgement = judge(values, label)
-    confusion = np.zeros((classes, classes), int)
+    confusion = judge(values, label)
+    matrix = np.zeros((classes, classes), int)
     alone, without, probability, wrong = [0, 0], [0, 0], [0.0, 0.0], []
     for number in range(count):
         one, other = (values[number, level].tolist() for level in (0, 1))
         mean = ((values[number, 0] + values[number, 1]) / 2).tolist()
         own = int(label[number])
         taken = mean.index(max(mean))
-        confusion[own, taken] += 1
+        matrix[own, taken] += 1
         for level, (votes, others) in enumerate([(one, other), (other, one)]):
             alone[level] += votes.index(max(votes)) == own
             without[level] += others.index(max(others)) == own
             probability[level] += votes[own]
         if taken != own:
             wrong.append((mean[own], f"video {number}"))
-    assert judgement.confusion.tolist() == confusion.tolist()
-    assert judgement.alone.tolist() == alone
+    assert confusion.matrix.tolist() == matrix.tolist()
+    assert confusion.alone.tolist() == alone
     # the others' sum is what is left of a sum, so that equal votes may differ in the last digit
-    assert all(abs(found - wanted) <= count for found, wanted in zip(judgement.without.tolist(), without, strict=True))
-    assert judgement.probability.tolist() == pytest.approx(probability)
-    found = [(mistake.label_probability, mistake.key) for mistake in judgement.mistakes]
+    assert all(abs(found - wanted) <= count for found, wanted in zip(confusion.without.tolist(), without, strict=True))
+    assert confusion.probability.tolist() == pytest.approx(probability)
+    found = [(mistake.label_probability, mistake.key) for mistake in confusion.mistakes]
     assert [key for _, key in found] == [key for _, key in sorted(wrong)[:MISTAKES]] or len(wrong) > MISTAKES
     assert [value for value, _ in found] == pytest.approx([value for value, _ in sorted(wrong)[:MISTAKES]])
 
 
 @given(st.integers(0, 2**32), st.integers(2, 40), st.data())
-def test_parts_of_ranks_join_to_the_judgement_over_all_also_by_way_of_json(seed, count, data):
+def test_parts_of_ranks_join_to_the_confusion_over_all_also_by_way_of_json(seed, count, data):
     values, label = random_videos(seed, count, 4, 2)
     cut = data.draw(st.integers(1, count - 1))
     whole, first, rest = judge(values, label), judge(values[:cut], label[:cut]), judge(values[cut:], label[cut:], cut)
-    first.join(Judgement.from_dict(rest.to_dict()))
+    first.merge(Confusion.from_dict(rest.to_dict()))
     joined, wanted = first.to_dict(), whole.to_dict()
     assert joined.pop("probability") == pytest.approx(wanted.pop("probability"))
     assert joined == wanted
@@ -75,12 +75,12 @@ def test_parts_of_ranks_join_to_the_judgement_over_all_also_by_way_of_json(seed,
 def test_what_a_level_contributes_by_hand():
     """Two videos of class 0: the first level is right about both, the second about none, and together they are right once."""
     values = torch.tensor([[[0.9, 0.1], [0.2, 0.8]], [[0.6, 0.4], [0.1, 0.9]]], dtype=torch.float64)
-    judgement = judge(values, torch.tensor([0, 0]))
-    assert judgement.per_class() == {"class 0": {"videos": 2, "top1": 0.5}}
-    first, second = judgement.per_level().values()
+    confusion = judge(values, torch.tensor([0, 0]))
+    assert confusion.per_class() == {"class 0": {"videos": 2, "top1": 0.5}}
+    first, second = confusion.per_level().values()
     assert first == {"top1": 1.0, "top1_without": 0.0, "probability": pytest.approx(0.75)}
     assert second == {"top1": 0.0, "top1_without": 1.0, "probability": pytest.approx(0.15)}
-    [mistake] = judgement.mistakes
+    [mistake] = confusion.mistakes
     assert (mistake.key, mistake.number, mistake.predicted) == ("video 1", 1, 1)
     assert mistake.label_probability == pytest.approx(0.35)
 
@@ -97,11 +97,11 @@ def pixels(content: bytes) -> np.ndarray:
 
 
 def test_the_cells_of_a_confusion_matrix_are_as_dark_as_their_share():
-    judgement = Judgement(["left", "right"], LEVELS)
-    judgement.confusion = torch.tensor([[0, 4], [4, 0]])
-    mirrored = Judgement(["left", "right"], LEVELS)
-    mirrored.confusion = torch.tensor([[4, 0], [0, 4]])
-    one, other = pixels(confusion_matrix(judgement, "x")), pixels(confusion_matrix(mirrored, "x"))
+    confusion = Confusion(["left", "right"], LEVELS)
+    confusion.matrix = torch.tensor([[0, 4], [4, 0]])
+    mirrored = Confusion(["left", "right"], LEVELS)
+    mirrored.matrix = torch.tensor([[4, 0], [0, 4]])
+    one, other = pixels(confusion_matrix(confusion, "x")), pixels(confusion_matrix(mirrored, "x"))
     dark = [picture.astype(int).sum(axis=2) < 300 for picture in (one, other)]
     assert dark[0].sum() == pytest.approx(dark[1].sum(), rel=0.05)
     assert (dark[0] & dark[1]).sum() < 0.3 * dark[0].sum()  # the other cells are dark; text and scale are not
@@ -110,38 +110,38 @@ def test_the_cells_of_a_confusion_matrix_are_as_dark_as_their_share():
 @pytest.mark.parametrize("classes", [1, 30, 130])
 def test_pictures_of_any_number_of_classes_are_of_a_size_to_look_at(classes):
     values, label = random_videos(classes, 3 * classes, classes, 2)
-    judgement = judge(values, label)
+    confusion = judge(values, label)
     for draw in (confusion_matrix, class_bars, level_bars):
-        height, width, _ = pixels(draw(judgement, "a run")).shape
+        height, width, _ = pixels(draw(confusion, "a run")).shape
         assert 150 < height < 2500
         assert 400 < width < 2500
     assert MOST_BARS < 130
 
 
 def test_names_of_classes_are_text_and_not_formulas():
-    judgement = Judgement(["$\\frac{", "a" * 200 + "\x1b[2J"], LEVELS)
-    judgement.confusion = torch.tensor([[1, 1], [0, 1]])
+    confusion = Confusion(["$\\frac{", "a" * 200 + "\x1b[2J"], LEVELS)
+    confusion.matrix = torch.tensor([[1, 1], [0, 1]])
     for draw in (confusion_matrix, class_bars):
-        draw(judgement, "$x_")
+        draw(confusion, "$x_")
     assert len(short("a" * 200)) == 28
 
 
 def test_the_worst_mistakes_are_drawn_with_their_own_frames(shards):
     index = Index(shards, "val")
-    judgement = Judgement(index.info.classes, ("pool2",))
+    confusion = Confusion(index.info.classes, ("pool2",))
     uniform = torch.full((len(index), 1, 4), 0.1, dtype=torch.float64)
     label = torch.tensor([sample.label for sample in index.samples(list(range(len(index))))])
     uniform[torch.arange(len(index)), 0, (label + 1) % 4] = 0.7
     keys = [index[number].key for number in range(len(index))]
-    judgement.add(uniform, label, keys, list(range(len(index))))
+    confusion.add(uniform, label, keys, list(range(len(index))))
     clips = ClipConfig(num_frames=4, size=16, mirror=False)
-    drawn = pictures(judgement, index, clips, "a run")
+    drawn = pictures(confusion, index, clips, "a run")
     assert set(drawn) == {"confusion.png", "classes.png", "levels.png", "mistakes.png"}
-    assert len(judgement.mistakes) == len(index) == 4
+    assert len(confusion.mistakes) == len(index) == 4
     height, _, _ = pixels(drawn["mistakes.png"]).shape
     assert height > 4 * 84
-    judgement.mistakes.clear()
-    assert "mistakes.png" not in pictures(judgement, index, clips, "a run")
+    confusion.mistakes.clear()
+    assert "mistakes.png" not in pictures(confusion, index, clips, "a run")
 
 
 # The painter

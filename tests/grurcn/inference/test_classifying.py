@@ -24,7 +24,7 @@ from small_runs import TINY, run_train
 from cluster.checkpoints.run_folder import load_best
 from cluster.tracking.models import download_model
 from grurcn.evaluation.score_files import read_scores
-from grurcn.inference.classifier import Recogniser
+from grurcn.inference.classifier import Classifier
 from grurcn.inference.mlflow_model import CODE, PACKAGES
 from jobs import evaluate, predict
 from jobs.predict import Predict
@@ -108,7 +108,7 @@ def test_what_is_no_video_is_named_and_the_others_are_looked_at(run, files, tmp_
 
 
 def test_sentences_are_not_had_from_a_model_of_classes(run, files):
-    with pytest.raises(ValueError, match="of a run of recognition, which has no words"):
+    with pytest.raises(ValueError, match=r"captions were requested, but .* is a classification model"):
         predict.main(job(run, next(iter(files.values())), caption=True))
 
 
@@ -191,15 +191,15 @@ class Absent(importlib.abc.MetaPathFinder):
 
 sys.meta_path.insert(0, Absent())
 import torch
-from cluster.runs import load_best
-from jobs.recogniser import Recogniser
+from cluster.checkpoints.run_folder import load_best
+from grurcn.inference.classifier import Classifier, Sampling
 from shards.packing.sandbox import Sandbox
 from shards.video import Limits
 from pathlib import Path
 
-recogniser = Recogniser.of(load_best(sys.argv[1]), torch.device("cpu"))
+classifier = Classifier.of(load_best(sys.argv[1]), torch.device("cpu")).with_sampling(Sampling(clips=3, views=5))
 with Sandbox(Limits()) as packer:
-    found = recogniser.recognise(packer.store(Path(sys.argv[2]), recogniser.packing), clips=3, views=5)
+    found = classifier.predict(classifier.read(packer.store(Path(sys.argv[2]), classifier.packing)))
 print(*found.probability.tolist())
 """
 
@@ -274,7 +274,7 @@ def test_mlflow_serves_the_model_and_answers_with_the_labels_of_real_videos(pack
         for record, reason in (
             ({"video": base64.b64encode(b"not a video").decode()}, "row 0: not a video that ffmpeg reads"),
             ({"path": "/nowhere.mp4"}, "row 0: cannot be read (No such file or directory)"),
-            ({"path": str(other), "video": video}, "row 0: path and video given; wanted one of path, video (bytes)"),
+            ({"path": str(other), "video": video}, "row 0: path and video given; expected one of path, video (bytes)"),
         ):
             status, told = ask(url, {"dataframe_records": [record], "params": params})
             assert (status, reason in told["message"]) == (400, True), told
@@ -285,6 +285,6 @@ def test_mlflow_serves_the_model_and_answers_with_the_labels_of_real_videos(pack
 def test_a_model_that_does_not_say_how_its_videos_were_stored_is_refused(run):
     model = load_best(run)
     meta = {key: value for key, value in model.meta.items() if key != "packing"}
-    recogniser = Recogniser(model.weights, meta, torch.device("cpu"))
-    with pytest.raises(ValueError, match="does not say how its videos were stored, as an older version trained it"):
-        recogniser.views(1)
+    classifier = Classifier(model.weights, meta, torch.device("cpu"))
+    with pytest.raises(ValueError, match="does not say how its videos were stored: an older version trained it"):
+        classifier.views(1)

@@ -23,12 +23,14 @@ from videos import DATA, needs_data
 
 from cluster.checkpoints.run_folder import OtherRun, RunFolder, load_best
 from grurcn.evaluation.caption_scores import caption_scores
+from grurcn.inference.captioner import VideoCaptioner
+from grurcn.inference.meta import OtherTask
 from grurcn.models.decoder import DecoderConfig
 from grurcn.models.trunks.base import BadWeights
 from grurcn.models.vocabulary import BadCaptions, Vocabulary
 from grurcn.training import encode as encode_module
 from grurcn.training.caption_recipes import CaptionRecipe
-from grurcn.training.captioning import OtherTask, load_captioner, prepare
+from grurcn.training.captioning import prepare
 from grurcn.training.encoders import WEIGHTS, BadEncoder, EncoderConfig, encoder_of
 from grurcn.training.loop import train_worker
 from grurcn.training.optim import OptimConfig
@@ -150,7 +152,7 @@ def test_training_from_videos_and_from_their_vectors_gives_the_same_losses(finis
 def test_standardised_vectors_have_mean_0_and_deviation_1_over_the_training_videos(vectors, storage):
     recipe = dataclasses.replace(SMALL, standardise=True, num_steps=1)
     run_captions(vectors, storage, "standardised", recipe=recipe)
-    trained = load_captioner(str(storage / "standardised"), torch.device("cpu"))
+    trained = VideoCaptioner.of(load_best(storage / "standardised"), torch.device("cpu"))
     raw = np.concatenate([np.frombuffer(data, "<f4", offset=128).reshape(3, -1) for data in arrays(vectors)])
     seen = trained.model.vectors(torch.from_numpy(raw.copy())).numpy()
     np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-4)
@@ -429,9 +431,9 @@ def test_selecting_by_meteor_without_java_is_refused_before_anything_starts(vect
 
 
 def test_runs_of_one_task_are_not_used_for_the_other(finished, vectors, scenes, shards, storage, recogniser):
-    with pytest.raises(OtherTask, match=r"recogniser.*of a run of recognition, which has no words"):
+    with pytest.raises(OtherTask, match=r"captions were requested, but .*recogniser is a classification model"):
         caption.main(caption.Caption(run=recogniser, shards=str(vectors)))
-    with pytest.raises(OtherTask, match="a captioning model; expected a classification model"):
+    with pytest.raises(OtherTask, match=r"classes were requested, but .*captions is a captioning model"):
         evaluate.main(evaluate.Evaluate(run=str(storage / "captions"), shards=str(shards)))
     with pytest.raises(OtherRun, match="task classification there, captioning here"):
         train.main("small", job(vectors, storage, "recogniser"))
