@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import assert_never
 
 from cluster.checkpoints.run_folder import Identity, RunFolder
 from cluster.progress import Bar
@@ -20,13 +21,17 @@ from cluster.workers.context import WorkerContext
 from cluster.workers.events import (
     CaptionTable,
     Event,
+    FirstStep,
     Metrics,
     Notice,
     Progress,
     Saved,
     Stopped,
+    Straggler,
     SystemMetrics,
     Validated,
+    VideosDone,
+    WorkerStarted,
 )
 from cluster.workers.launch import run_workers
 from grurcn.drawing.charts import Painter, pictures
@@ -68,8 +73,8 @@ def train(job: TrainJob, worker: Worker = train_worker) -> TrainResult:
     with MlflowRun(identity.tracking_uri, identity.mlflow_run_id, run, package=save_pyfunc) as mlflow_run:
         if found is None:
             run.prepare()
-            log_inputs(job, index, prepared, mlflow_run)
             try:
+                log_inputs(job, index, prepared, mlflow_run)
                 result = run_training(job, run, identity, prepared, mlflow_run, worker)
             except BaseException as error:
                 mlflow_run.log_event(mlflow_run.last_step(), f"ended: {type(error).__name__}: {error}".rstrip(": "))
@@ -157,8 +162,10 @@ def run_training(
                 case Notice(text=text):
                     bar.print_line(text)
                     mlflow_run.log_event(mlflow_run.last_step(), text)
+                case WorkerStarted() | FirstStep() | Straggler() | VideosDone():
+                    pass  # run_workers handles them, or they are of an evaluation
                 case _:
-                    pass  # the driver of the workers handles the others
+                    assert_never(event)
 
         return run_workers(worker, worker_job(job, run, identity, prepared), job.on, handle, partial(divides, job))
 
