@@ -36,16 +36,16 @@ class Command(Generic[Options]):
     main: Callable[[Options], int]  # does the work and returns the exit status
     description: str | None  # the help: what the command does, with an example
 
-    def type(self, args: Sequence[str]) -> Any:
+    def option_type(self, args: Sequence[str]) -> Any:
         """What tyro reads."""
-        return self.options.type(args) if isinstance(self.options, Configurations) else self.options
+        return self.options.option_type(args) if isinstance(self.options, Configurations) else self.options
 
     def parse(self, args: Sequence[str], program: str) -> Options:
         """Reads the command line. Exits with status 0 after --help, and with status 2 after printing an error in it."""
         try:
             with wrapped_help(program):
                 return tyro.cli(
-                    self.type(args), prog=program, description=self.description, args=list(args), config=STYLE
+                    self.option_type(args), prog=program, description=self.description, args=list(args), config=STYLE
                 )
         except ValueError as error:  # a dataclass refuses its values
             fail(error, status=2)
@@ -81,7 +81,7 @@ class Configurations:
 
     defaults: Mapping[str, tuple[str, Any]]  # {name: (description, dataclass)}
 
-    def type(self, args: Sequence[str]) -> Any:
+    def option_type(self, args: Sequence[str]) -> Any:
         """What tyro reads. Where no name is given yet, --help lists them with the first paragraph of their descriptions."""
         is_named = not self.defaults.keys().isdisjoint(args)
         return Union[

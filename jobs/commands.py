@@ -16,7 +16,7 @@ import textwrap
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from jobs.command import Command
@@ -67,12 +67,18 @@ def main() -> None:
         case ["--print-completion", shell] if shell in SHELLS:
             print_completion(program, shell)
         case ["--print-completion", *_]:
-            sys.exit(f"error: --print-completion takes one of {', '.join(SHELLS)}")
+            refuse(f"--print-completion takes one of {', '.join(SHELLS)}")
         case [name, *args]:
             name = name.replace("-", "_")
             if name not in NAMES:
-                sys.exit(f"error: {name}: no such command; {nearest(name)}{program} lists all commands")
+                refuse(f"{name}: no such command; {nearest(name)}{program} lists all commands")
             load(name).run(args, f"{program} {name}")
+
+
+def refuse(reason: str) -> NoReturn:
+    """Ends with the status of an error in the command line."""
+    print(f"error: {reason}", file=sys.stderr)
+    sys.exit(2)
 
 
 def listing(program: str, width: int) -> str:
@@ -111,7 +117,7 @@ def print_completion(program: str, shell: str) -> None:
     from jobs.command import STYLE
 
     options: Any = Union[
-        *(Annotated[Any, tyro.conf.subcommand(name, constructor=load(name).type([]))] for name in NAMES)
+        *(Annotated[Any, tyro.conf.subcommand(name, constructor=load(name).option_type([]))] for name in NAMES)
     ]
     script = io.StringIO()
     with redirect_stdout(script), suppress(SystemExit):

@@ -1,4 +1,4 @@
-"""The documentation does not go stale: its commands parse, what it names is there, and its tutorial runs as it is typed."""
+"""The documentation is not stale: its commands are accepted, the files that it names exist, its tutorial runs as it is typed."""
 
 import json
 import re

@@ -103,7 +103,7 @@ def examine_cluster(
         *check_shared_storage(cluster, request.storage),
         *check_groups(machines, cluster),
         *check_clocks(cluster),
-        *check_room(workers, nodes.room(), nodes.wanted(), impossible),
+        *check_room(workers, nodes.room(), nodes.needs_text(), impossible),
     ]  # fmt: skip
 
 

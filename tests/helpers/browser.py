@@ -1,4 +1,4 @@
-"""Debian's Chromium without a screen, for tests that look at pages as a person does."""
+"""Chromium without a screen, for tests of web pages."""
 
 import re
 import shutil
@@ -20,16 +20,16 @@ SECONDS = 90  # until a page shows what it should, on a busy machine
 
 @contextmanager
 def browser(width: int = 1400, height: int = 900) -> Iterator[Page]:
-    """A page in a browser of its own; what its scripts throw fails the test."""
-    thrown: list[str] = []
+    """A page in a new browser. An error in its scripts fails the test."""
+    errors: list[str] = []
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = chromium.new_page(viewport={"width": width, "height": height})
         page.set_default_timeout(1000 * SECONDS)
-        page.on("pageerror", lambda error: thrown.append(str(error)))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         yield page
         chromium.close()
-    assert not thrown
+    assert not errors
 
 
 def shows(page: Page, *texts: str | re.Pattern[str]) -> None:
@@ -39,7 +39,7 @@ def shows(page: Page, *texts: str | re.Pattern[str]) -> None:
 
 
 def screenshot(page: Page, folder: Path, name: str) -> Path:
-    """A PNG of what is to be seen, once nothing moves any more."""
+    """A PNG of the page, after animations have ended."""
     page.wait_for_timeout(1500)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / name

@@ -1,4 +1,4 @@
-"""What the documentation tells people to type, and what it says there is, read from Markdown and docstrings."""
+"""Commands, options, files and links that the documentation names, read from Markdown and docstrings."""
 
 import ast
 import contextlib
@@ -27,12 +27,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")))
 COMMAND_NAMES = tuple(NAMES)
 
-# What stands in the documentation for something of the reader's, where a command line wants more than any word.
+# Placeholders of the documentation where a command accepts only certain words.
 PLACEHOLDERS = {"N": "1", "RECIPE": "gru-rcn", "$s": "0"}
-LEFT_OUT = ("...", "options")  # and whatever else belongs there
-ENDS = "|><;&"  # a command in a line of the shell
+LEFT_OUT = ("...", "options")  # stand for more words
+ENDS = "|><;&"  # characters that end a command in a shell
 A_COMMAND = re.compile(r"(?:python -m jobs\.|(?:^|(?<=-- ))grurcn )([a-z]\w*)", re.MULTILINE)
-WHAT_FOLLOWS = re.compile(r"\s{3,}\S.*")  # in docstrings a remark stands beside a command
+WHAT_FOLLOWS = re.compile(r"\s{3,}\S.*")  # a remark beside a command
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def anchors(page: str) -> set[str]:
 
 @dataclass
 class Terminal:
-    """A folder in which blocks of commands are typed, one after the other; servers run on beside them."""
+    """A folder in which blocks of commands run one after the other, and servers in the background."""
 
     folder: Path
     ports: Mapping[str, int] = field(default_factory=dict)  # documented port -> a free one, as others use this machine
@@ -237,7 +237,7 @@ class Terminal:
         (self.folder / ".venv").symlink_to(sys.prefix)  # as `make venv` makes it
 
     def type(self, code: str, timeout_seconds: float = 240) -> str:
-        """Runs a block and gives back what it prints. Raises AssertionError, with all of that, if a command fails."""
+        """Runs a block and returns its output. Raises AssertionError, with the output, if a command fails."""
         code = self.here(code)
         done = subprocess.run(
             self.shell(code), cwd=self.folder, env=self.environment(), capture_output=True, text=True,
@@ -247,7 +247,7 @@ class Terminal:
         return done.stdout
 
     def serve(self, code: str, url: str, timeout_seconds: float = 120) -> None:
-        """Starts a block that runs until it is ended, and waits until the URL answers."""
+        """Starts a block in the background, and waits until the URL answers."""
         log = self.folder / f".server-{len(self.servers)}.log"
         with log.open("wb") as file:
             server = subprocess.Popen(
@@ -263,7 +263,7 @@ class Terminal:
         raise AssertionError(f"{code}\ndid not answer at {url}\n{log.read_text()[-3000:]}")
 
     def here(self, code: str) -> str:
-        """The block with ports that are free."""
+        """The block with free ports."""
         return re.sub(r"\b\d+\b", lambda found: str(self.ports.get(found[0], found[0])), code)
 
     def shell(self, code: str) -> list[str]:
@@ -275,7 +275,7 @@ class Terminal:
         return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
     def close(self) -> None:
-        """Ends the servers, with all that they started."""
+        """Ends the servers and their children."""
         for server in self.servers:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""MLflow's pages of a finished run, and Ray's dashboard of a submitted job, looked at in a real browser.
+"""MLflow's pages of a finished run, and Ray's dashboard with a submitted job, in a real browser.
 
 After `make demo` the run is the demo's, else a small one of the same name. GRURCN_PICTURES names a folder for the screenshots
 (docs/pictures has them); by default they go into the test's own.
@@ -55,7 +55,7 @@ def finished(request: pytest.FixtureRequest) -> tuple[str, str]:
 
 @contextmanager
 def running(*command: str | Path, log: Path, **options: Any) -> Iterator[None]:
-    """A server and all that it starts, until the block ends."""
+    """A server and its children, until the block ends."""
     with log.open("w") as file:
         process = subprocess.Popen(list(map(str, command)), stdout=file, stderr=file, start_new_session=True, **options)
     try:
@@ -72,7 +72,7 @@ def wait_for(url: str, log: Path, seconds: float = 120) -> None:
             urllib.request.urlopen(url, timeout=5).close()
             return
         except urllib.error.HTTPError:
-            return  # it answers, if only to ask who we are
+            return  # it answers, and requires credentials
         except OSError:
             assert time.monotonic() < until, log.read_text()[-2000:]
             time.sleep(0.2)
@@ -88,7 +88,7 @@ def test_mlflows_pages_show_a_run_with_its_curves_pictures_machines_and_models(f
     with running(*command, log=log, cwd=tmp_path), browser() as page:
         wait_for(f"{place}/health", log)
         page.goto(f"{place}/#/experiments")
-        page.get_by_role("button", name="Close", exact=True).click()  # of an assistant, which has no part in this
+        page.get_by_role("button", name="Close", exact=True).click()  # the assistant
         page.get_by_role("button", name="Model training").click()
         page.goto(f"{place}/#/experiments")
         page.get_by_role("link", name="demo", exact=True).first.click()
@@ -106,7 +106,7 @@ def test_mlflows_pages_show_a_run_with_its_curves_pictures_machines_and_models(f
         )
         screenshot(page, pictures, "mlflow-run.png")
 
-        page.wait_for_timeout(5000)  # charts are laid out once, for the metrics that have arrived by then
+        page.wait_for_timeout(5000)  # charts are laid out once, for the metrics that have arrived
         page.get_by_role("tab", name="Model metrics").click()
         shows(page, "clips_per_second", "data_wait_fraction", "memory_gib", "step_seconds_p50")
         page.get_by_placeholder("Search metric charts").fill("train|val")
@@ -114,7 +114,7 @@ def test_mlflows_pages_show_a_run_with_its_curves_pictures_machines_and_models(f
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot .scatterlayer path.js-line').length > 3")
         screenshot(page, pictures, "mlflow-curves.png")
 
-        if any(key.startswith("system/") for key in run.data.metrics):  # of a run that took longer than ten seconds
+        if any(key.startswith("system/") for key in run.data.metrics):  # after ten seconds of training
             page.get_by_role("tab", name="System metrics").click()
             shows(
                 page, "cpu_utilization_percentage", "disk_usage_percentage"
@@ -138,7 +138,7 @@ def test_mlflows_pages_show_a_run_with_its_curves_pictures_machines_and_models(f
 
 @contextmanager
 def ray_head(folder: Path) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """A Ray head with its dashboard, on ports and with a token of its own: (the dashboard, the token, the environment)."""
+    """A Ray head with its dashboard, on free ports, with a new token: (the dashboard's URL, the token, the environment)."""
     folder.mkdir()
     token = "a-token-of-this-test-" + os.urandom(16).hex()
     (folder / "token").write_text(token)

@@ -44,7 +44,7 @@ def test_the_list_needs_no_package():
 
 def test_a_command_that_does_not_exist_is_one_line_with_the_nearest():
     done = run("trian")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "error: trian: no such command; did you mean train? python -m jobs lists all commands\n"
 
 

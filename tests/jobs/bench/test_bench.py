@@ -1,4 +1,4 @@
-"""jobs.bench: its variants compute what they are said to, and it measures them. How fast they are is no test's business."""
+"""The benchmarks measure what they say. No test checks a speed."""
 
 import json
 from contextlib import closing
@@ -167,11 +167,11 @@ def test_the_limit_of_reading_decodes_the_frames_that_ours_gives(stride, tmp_pat
     with closing(train_batches(index, clips, order_of(index, 2), rank=0, world_size=1)) as batches:
         frames = torch.cat([batch.frames for _, batch in islice(batches, 4, 7)]).numpy()
     assert limit.decode() == len(frames) == 6
-    for (decoder, packets), wanted in zip(limit.clips, frames, strict=True):
+    for (decoder, packets), expected in zip(limit.clips, frames, strict=True):
         found = [frame for packet in packets for frame in decoder.decode(packet)] + decoder.decode(None)
         decoder.flush_buffers()
         planes = [frame.to_ndarray() for frame in found]
-        assert all(any(np.array_equal(frame, plane) for plane in planes) for frame in wanted)
+        assert all(any(np.array_equal(frame, plane) for plane in planes) for frame in expected)
         assert packets[0].is_keyframe
 
 
