@@ -111,11 +111,6 @@ class Model:
     best: bool  # the weights of the best validation, not simply the newest
     checkpoint: Checkpoint
 
-    @property
-    def meta(self) -> dict[str, Any]:
-        """What made it, and what the task keeps, in one dictionary."""
-        return {**vars(self.training), **self.training.model}
-
 
 def load_best(url: str | Path) -> Model:
     """The best model of a run's folder or URL, or of one checkpoint of it; the newest where nothing was validated yet.

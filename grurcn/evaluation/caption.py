@@ -141,7 +141,7 @@ def caption(job: CaptionJob) -> Captioned:
 
 def validate_captioning(job: CaptionJob, model: Model, index: Index) -> None:
     """Raises OtherTask, BadEncoder, BadShards or ValueError if model and data do not fit, or captions cannot be scored."""
-    check_task(model.meta, "captioning", job.run)
+    check_task(model.training, "captioning", job.run)
     check_installed()
     index.check_captions()
     index.check_files()

@@ -141,7 +141,7 @@ def evaluate(job: EvaluateJob) -> Evaluation:
 
 def validate_evaluation(job: EvaluateJob, model: Model, index: Index) -> list[View]:
     """The views of a clip. Raises OtherTask, OtherData, BadShards or ValueError if model and data do not fit."""
-    check_task(model.meta, "classification", job.run)
+    check_task(model.training, "classification", job.run)
     index.check_videos()
     index.check_files()
     classes, found = tuple(model.training.model["classes"]), index.info.classes

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cluster.checkpoints.run_folder import Model
 from cluster.precision import autocast
-from grurcn.inference.meta import Meta, check_task, packing_of
+from grurcn.inference.meta import check_task, packing_of
 from grurcn.models.beam_search import beam_search
 from grurcn.models.captioner import Captioner
 from grurcn.models.decoder import END, PADDING
@@ -57,13 +57,13 @@ class VideoCaptioner:
         model: Captioner,
         vocabulary: Vocabulary,
         recipe: CaptionRecipe,
-        meta: Meta,
+        kept: Mapping[str, Any],
         device: torch.device,
         precision: str = "auto",
         beam: int | None = None,
     ):
-        """model: in evaluation mode, on the device. meta: of its checkpoint. beam: default, the recipe's."""
-        self.model, self.vocabulary, self.recipe, self.meta = model, vocabulary, recipe, meta
+        """model: in evaluation mode, on the device. kept: what its checkpoint keeps of the task. beam: default, the recipe's."""
+        self.model, self.vocabulary, self.recipe, self.kept = model, vocabulary, recipe, kept
         self.device, self.precision = device, precision
         self.beam = beam or recipe.beam
 
@@ -77,22 +77,22 @@ class VideoCaptioner:
         source: str = "this model",
     ) -> "VideoCaptioner":
         """The captioner of a run's model. source: its name. Raises OtherTask for a classification model."""
-        check_task(model.meta, "captioning", source)
-        recipe = CaptionRecipe.from_dict(model.meta["recipe"])
-        vocabulary = Vocabulary(words=tuple(model.meta["vocabulary"]))
-        network = build_captioner(recipe, model.meta["encoder"], len(vocabulary.words))
+        check_task(model.training, "captioning", source)
+        recipe, kept = CaptionRecipe.from_dict(model.training.recipe), model.training.model
+        vocabulary = Vocabulary(words=tuple(kept["vocabulary"]))
+        network = build_captioner(recipe, kept["encoder"], len(vocabulary.words))
         network.load_state_dict(model.weights)
-        return cls(network.to(device).eval(), vocabulary, recipe, model.meta, device, precision, beam)
+        return cls(network.to(device).eval(), vocabulary, recipe, kept, device, precision, beam)
 
     @property
     def segments(self) -> Segments:
         """What the encoder reads of each video."""
-        return segments_of(self.meta["encoder"])
+        return segments_of(self.kept["encoder"])
 
     @cached_property
     def packing(self) -> Packing:
         """How the training videos were stored; without flow, which captioning does not use."""
-        return packing_of(self.meta)
+        return packing_of(self.kept)
 
     def read(self, video: Stored) -> VideoSegments:
         """The segments of a stored video. Several threads may call it. Raises BadVideo if a frame does not decode."""

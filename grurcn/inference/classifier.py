@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from cluster.checkpoints.run_folder import Model
+from cluster.checkpoints.state import Training
 from cluster.precision import autocast
-from grurcn.inference.meta import Meta, check_task, packing_of
+from grurcn.inference.meta import check_task, packing_of
 from grurcn.inference.model_input import model_input
 from grurcn.models.build import build_model
 from grurcn.training.recipes import Recipe
@@ -63,16 +64,16 @@ class Classifier:
     def __init__(
         self,
         weights: Mapping[str, Tensor],
-        meta: Meta,
+        training: Training,
         device: torch.device,
         precision: str = "auto",
         source: str = "this model",
     ):
-        """weights, meta: of a run's model (run_folder.Model). source: its name. Raises OtherTask for a captioning model."""
-        check_task(meta, "classification", source)
-        self.classes: tuple[str, ...] = tuple(meta["classes"])
-        self.recipe = Recipe.from_dict(meta["recipe"])
-        self.meta, self.device, self.precision = meta, device, precision
+        """weights, training: of a run's model (run_folder.Model). source: its name. Raises OtherTask for a captioning model."""
+        check_task(training, "classification", source)
+        self.classes: tuple[str, ...] = tuple(training.model["classes"])
+        self.recipe = Recipe.from_dict(training.recipe)
+        self.training, self.device, self.precision = training, device, precision
         self.sampling = Sampling()
         recipe = self.recipe
         self.model = build_model(recipe.model, len(self.classes), recipe.seed, in_channels=recipe.clips.channels)
@@ -83,7 +84,7 @@ class Classifier:
     def of(
         cls, model: Model, device: torch.device, precision: str = "auto", source: str = "this model"
     ) -> "Classifier":
-        return cls(model.weights, model.meta, device, precision, source)
+        return cls(model.weights, model.training, device, precision, source)
 
     def with_sampling(self, sampling: Sampling) -> "Classifier":
         """The same model, which sees other clips and views. Raises ValueError for views that its recipe does not allow."""
@@ -100,7 +101,7 @@ class Classifier:
     @cached_property
     def packing(self) -> Packing:
         """How its training videos were stored. Raises ValueError if its checkpoint does not say so."""
-        return packing_of(self.meta, needs_flow=self.recipe.clips.stream == "flow")
+        return packing_of(self.training.model, needs_flow=self.recipe.clips.stream == "flow")
 
     def views(self, number: int) -> list[View]:
         """The boxes of so many views of each clip, and whether they are mirrored: see evaluation_views."""

@@ -149,7 +149,7 @@ def about_model(classifier: Classifier, model: Model, job: ExportJob) -> dict[st
         "format": 1,
         "source": job.model,
         "step": model.step,
-        "recipe_digest": Recipe.from_dict(model.meta["recipe"]).digest(),
+        "recipe_digest": Recipe.from_dict(model.training.recipe).digest(),
         "kind": classifier.recipe.model.kind,
         "classes": list(classifier.classes),
         "levels": list(classifier.levels),
@@ -171,7 +171,7 @@ def about_model(classifier: Classifier, model: Model, job: ExportJob) -> dict[st
 
 def stored_frames(model: Model) -> str | None:
     """WIDTH x HEIGHT to which videos are resized before they are cropped; None for a run of an older version."""
-    packing = model.meta.get("packing")
+    packing = model.training.model.get("packing")
     return f"{packing['width']} x {packing['height']}" if packing else None
 
 

@@ -21,7 +21,6 @@ from grurcn.drawing.overlay import write_overlay
 from grurcn.drawing.text import Heading
 from grurcn.inference.captioner import Caption, VideoCaptioner, VideoSegments
 from grurcn.inference.classifier import Classification, Classifier, Sampling, VideoClips, top_classes
-from grurcn.inference.meta import task_of
 from grurcn.inference.model_source import find_model
 from grurcn.inference.videos import STANDARD_INPUT, absolute_path, find_videos, read_videos, store
 from shards.packing.sandbox import Sandbox
@@ -210,7 +209,7 @@ def check_videos(job: PredictJob, videos: Sequence[Path]) -> None:
 def predictor_of(job: PredictJob, model: Model) -> Classifier | VideoCaptioner:
     """The model on this machine's device. Raises OtherTask or ValueError if it cannot do what the job requests."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if task_of(model.meta) == "classification" and not job.caption:
+    if model.training.task == "classification" and not job.caption:
         sampling = Sampling(clips=job.clips, views=job.views, clips_at_once=job.clips_at_once)
         return Classifier.of(model, device, job.precision, job.model).with_sampling(sampling)
     captioner = VideoCaptioner.of(model, device, job.precision, job.beam, job.model)

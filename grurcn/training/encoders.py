@@ -197,7 +197,7 @@ def recognition_run(source: str, tracking_uri: str, option: str) -> tuple[Model,
             f"{option} {source}: no run; wanted a run's folder or URL (STORAGE/NAME), one of its checkpoints, or runs:/ID"
         )
     model = read_model(source, tracking_uri)
-    content = model.meta["recipe"]
+    content = model.training.recipe
     if "model" not in content:
         raise BadEncoder(
             f"{option} {source}: a run of captioning; wanted one of recognition (such as gru-rcn-bidirectional)"

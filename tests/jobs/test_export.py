@@ -69,8 +69,8 @@ ONNX = ("gru", "c3d")  # the exporter takes seconds a model
 MORE_ONNX = tuple(name for name in ALL if name not in ONNX)
 
 
-def meta_of(recipe: Recipe) -> dict:
-    return {"recipe": recipe.to_dict(), "classes": CLASSES, "packing": vars(PACKING)}
+def training_of(recipe: Recipe) -> Training:
+    return Training(step=8, recipe=recipe.to_dict(), model={"classes": CLASSES, "packing": vars(PACKING)})
 
 
 def weights_of(recipe: Recipe) -> dict[str, torch.Tensor]:
@@ -92,16 +92,13 @@ def runs(tmp_path_factory) -> dict[str, Path]:
 
 
 def write_run_of(folder: Path, recipe: Recipe) -> None:
-    kept = {"classes": CLASSES, "packing": vars(PACKING)}
     snapshot = Snapshot(
         weights=weights_of(recipe),
         frozen=None,
         moments={},
         optimizer=Optimizer(name="SGD", step_counts={}),
     )
-    CheckpointWriter(RunFolder(str(folder)), keep=1).write(
-        snapshot, Training(step=8, recipe=recipe.to_dict(), model=kept), {"loss": 1.0}
-    )
+    CheckpointWriter(RunFolder(str(folder)), keep=1).write(snapshot, training_of(recipe), {"loss": 1.0})
 
 
 def clips_of(recipe: Recipe, count: int) -> np.ndarray:
@@ -116,7 +113,7 @@ def clips_of(recipe: Recipe, count: int) -> np.ndarray:
 
 def wanted_of(recipe: Recipe, clips: np.ndarray) -> np.ndarray:
     """(B, L, K) float64 by each level, as the definition says: normalised by hand, in the model that is trained."""
-    classifier = Classifier(weights_of(recipe), meta_of(recipe), torch.device("cpu"), "fp32")
+    classifier = Classifier(weights_of(recipe), training_of(recipe), torch.device("cpu"), "fp32")
     pixels = torch.from_numpy(clips).float()
     if recipe.clips.stream == "flow":
         # Stored planes of the model's own size, of which the view is all: nothing is cut or resized.
@@ -340,7 +337,7 @@ def test_a_folder_that_cannot_be_one_is_an_os_error(runs, tmp_path):
 
 
 def test_no_such_run_is_one_error_and_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match="nowhere: no checkpoint in it; wanted a run's folder"):
+    with pytest.raises(ValueError, match="nowhere: no checkpoint in it; expected a run's folder"):
         main(ExportJob(model=str(tmp_path / "nowhere"), out=tmp_path / "out" / "x.pt2"))
     assert not list((tmp_path / "out").iterdir())
 

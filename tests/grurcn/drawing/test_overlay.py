@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.checkpoints.state import Training
 from grurcn.drawing.heat import HeatMaps, onto_line, shown_steps, votes_and_changes
 from grurcn.drawing.overlay import sliding_clips, write_overlay
 from grurcn.drawing.overlay_frame import (
@@ -54,8 +55,8 @@ def classifier_of(classes: int | list[str] = 5, model: ModelConfig = MODEL, clip
         for head in network.heads:
             assert isinstance(head, torch.nn.Linear)
             torch.nn.init.normal_(head.weight, std=20, generator=generator)
-    meta = {"recipe": recipe.to_dict(), "classes": names, "packing": vars(PACKING)}
-    return Classifier(network.state_dict(), meta, torch.device("cpu"), "fp32")
+    training = Training(step=0, recipe=recipe.to_dict(), model={"classes": names, "packing": vars(PACKING)})
+    return Classifier(network.state_dict(), training, torch.device("cpu"), "fp32")
 
 
 def scene(num_frames: int) -> np.ndarray:
@@ -350,7 +351,7 @@ def test_frames_keep_the_stored_ones_aspect(layout, stored_size, frame, width):
 def test_a_model_of_flow_shows_the_frames(tmp_path):
     clips = dataclasses.replace(CLIPS, stream="flow", flow_fields=3)
     model = classifier_of(clips=clips)
-    model.meta = {**model.meta, "packing": {**vars(PACKING), "flow": "dis"}}
+    model.training.model["packing"] = {**vars(PACKING), "flow": "dis"}
     fields = np.full((7, 3 * PACKING.height, PACKING.width), 128, np.uint8)
     fields[:, :20] += np.arange(7, dtype=np.uint8)[:, None, None] * 8
     video = stored(scene(7), tmp_path, fields)

@@ -2,6 +2,7 @@
 MLflow serves it."""
 
 import base64
+import dataclasses
 import io
 import json
 import os
@@ -284,7 +285,7 @@ def test_mlflow_serves_the_model_and_answers_with_the_labels_of_real_videos(pack
 
 def test_a_model_that_does_not_say_how_its_videos_were_stored_is_refused(run):
     model = load_best(run)
-    meta = {key: value for key, value in model.meta.items() if key != "packing"}
-    classifier = Classifier(model.weights, meta, torch.device("cpu"))
+    training = dataclasses.replace(model.training, model={"classes": model.training.model["classes"]})
+    classifier = Classifier(model.weights, training, torch.device("cpu"))
     with pytest.raises(ValueError, match="does not say how its videos were stored: an older version trained it"):
         classifier.views(1)

@@ -106,8 +106,8 @@ def test_a_run_ends_with_its_scores_and_a_model_that_knows_its_words_and_its_enc
     } <= finished.keys()
     assert np.isfinite([value for key, value in finished.items() if key.startswith("val_")]).all()
     model = load_best(storage / "captions")
-    assert model.meta["encoder"] == Index(vectors, "train").info.encoder
-    assert model.meta["vocabulary"] == list(Vocabulary.build(all_captions(vectors)).words)
+    assert model.training.model["encoder"] == Index(vectors, "train").info.encoder
+    assert model.training.model["vocabulary"] == list(Vocabulary.build(all_captions(vectors)).words)
 
 
 def all_captions(shards: Path, split: str = "train") -> list[str]:
