@@ -1,4 +1,4 @@
-"""Work done by threads, its order kept: a map that runs side by side, and a reader that runs ahead.
+"""Work done by threads in a fixed order: a map that runs side by side, and a reader that runs ahead.
 
 Both end their threads when their reader stops, by an error or by closing them.
 """
@@ -22,10 +22,10 @@ def ordered_map(
     in_flight: int,
     at_once: Callable[[Any], bool] = lambda item: False,
 ) -> Iterator[T]:
-    """function(item) for every item, computed by threads, at most `in_flight` at a time, handed on in order.
+    """Yields function(item) of every item in order, computed by threads, at most `in_flight` of them at a time.
 
-    Items for which at_once(item) holds are computed by the reader, when they are wanted: that takes less time than handing
-    a short piece of work to another thread.
+    Items for which at_once(item) holds are computed by the reader's thread when it comes to them: for short work that takes
+    less time than giving it to another thread.
     """
     results: deque[Callable[[], T]] = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix=getattr(function, "__name__", "stage")) as pool:
@@ -41,7 +41,7 @@ def ordered_map(
 
 
 def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, taken by a thread of its own up to `depth` ahead; the thread ends when the reader stops."""
+    """The same items, taken by another thread up to `depth` ahead. The thread ends when the reader stops."""
     handed: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=max(1, depth))
     stopped = threading.Event()
 

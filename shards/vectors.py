@@ -20,6 +20,8 @@ import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +32,9 @@ from torch import Tensor
 from shards.dataset import DatasetInfo, check_encoder, read_dataset
 from shards.index import Index
 from shards.packing.records import IndexRow, OpenShard, finish_dataset, unfinished, written_shard
-from shards.reading.captions import BadVectors, Segments, decode_samples, item_of, read_samples
-from shards.reading.stream import Reading
+from shards.reading.captions import CaptionedVideo, CaptionRequest, Segments, decode_video
+from shards.reading.stages import ReadingOptions, decode_all, load_all
+from shards.reading.vector_files import BadVectors
 from shards.rows import Sample
 from shards.sample_json import SampleJson
 from shards.store import BadShards, absolute_url, open_store
@@ -117,7 +120,7 @@ def encode_shard(
     encode: Encode,
     *,
     batch_size: int = 4,
-    reading: Reading | None = None,
+    reading: ReadingOptions | None = None,
 ) -> Iterator[int]:
     """Encodes the videos of one shard, and writes its vectors and its record; yields the number of videos of each batch.
 
@@ -133,36 +136,38 @@ def encode_shard(
     samples = index.samples(range(int(index.starts[shard.number]), int(index.starts[shard.number + 1])))
     with (
         written_shard(open_store(out), shard.name) as target,
-        closing(groups(index, samples, segments, batch_size, reading or Reading())) as found,
+        closing(groups(index, samples, segments, batch_size, reading or ReadingOptions())) as found,
     ):
         for group in found:
-            for item, vectors in zip(group, encoded(group, size, encode), strict=True):
-                target.samples.append(add_vectors(target, item["sample"], vectors, json_of(index, item)))
+            for video, vectors in zip(group, encoded(group, size, encode), strict=True):
+                target.samples.append(add_vectors(target, video.request.sample, vectors, json_of(index, video)))
             yield len(group)
 
 
 def groups(
-    index: Index, samples: Sequence[Sample], segments: Segments, batch_size: int, reading: Reading
-) -> Generator[list[dict[str, Any]], None, None]:
+    index: Index, samples: Sequence[Sample], segments: Segments, batch_size: int, reading: ReadingOptions
+) -> Generator[list[CaptionedVideo], None, None]:
     """The decoded samples, batch_size at a time, and as many decoded ahead."""
+    requests, decode = (CaptionRequest(sample=sample) for sample in samples), partial(decode_video, segments)
     with (
-        closing(read_samples(map(item_of, samples), index, reading, batch_size)) as read,
-        closing(decode_samples(read, index, segments, reading, batch_size)) as decoded,
+        closing(load_all(requests, index, reading, batch_size)) as loaded,
+        closing(decode_all(loaded, index, decode, reading, batch_size)) as decoded,
     ):
-        while group := [item for _, item in zip(range(batch_size), decoded, strict=False)]:
+        while group := list(islice(decoded, batch_size)):
             yield group
 
 
-def encoded(group: Sequence[dict[str, Any]], size: int, encode: Encode) -> Iterator[np.ndarray]:
+def encoded(group: Sequence[CaptionedVideo], size: int, encode: Encode) -> Iterator[np.ndarray]:
     """The vectors (K, D) float32 of each video's own segments. Raises BadVectors."""
-    seen, own = (torch.from_numpy(np.stack([item[name] for item in group])) for name in ("seen", "segments"))
+    seen = torch.from_numpy(np.stack([video.seen for video in group]))
+    own = torch.from_numpy(np.stack([video.segments for video in group]))
     vectors = encode(seen, own)
     if vectors.shape != (*own.shape, size):
         raise BadVectors(f"vectors {tuple(vectors.shape)} of {len(group)} videos; expected {(*own.shape, size)}")
-    for item, of_video in zip(group, vectors.to("cpu", torch.float32), strict=True):
-        of_segments = of_video[torch.from_numpy(item["segments"])].numpy()
+    for video, of_video in zip(group, vectors.to("cpu", torch.float32), strict=True):
+        of_segments = of_video[torch.from_numpy(video.segments)].numpy()
         if not np.isfinite(of_segments).all():
-            raise BadVectors(f"{item['__key__']}: vectors that are not finite numbers")
+            raise BadVectors(f"{video.request.sample.key}: vectors that are not finite numbers")
         yield of_segments
 
 
@@ -186,14 +191,14 @@ def add_vectors(target: OpenShard, sample: Sample, vectors: np.ndarray, sample_j
     )
 
 
-def json_of(index: Index, item: dict[str, Any]) -> bytes:
+def json_of(index: Index, video: CaptionedVideo) -> bytes:
     """The sample's JSON as it lies in the source; for an external tar, which may have another or none, as packing writes it."""
-    sample: Sample = item["sample"]
+    sample = video.request.sample
     if not index.info.is_external:
-        return item["json"]
+        return video.json
     return SampleJson(
         key=sample.key,
-        captions=item["captions"] or None,
+        captions=video.captions or None,
         label=sample.label if sample.label >= 0 else None,
         class_name=index.info.classes[sample.label] if sample.label >= 0 else None,
         group=sample.group,

@@ -29,7 +29,7 @@ from shards.packing.duplicates import Duplicates
 from shards.packing.sandbox import Sandbox
 from shards.packing.tar_reader import BadTar, TarReader, key_and_suffix, key_in_tar, padded
 from shards.printable import printable
-from shards.reading.captions import BadVectors, read_vectors, vectors_shape
+from shards.reading.vector_files import BadVectors, read_vectors, vectors_shape
 from shards.rows import ARROW_MAGIC, SCHEMA, Rows, Sample, index_name
 from shards.sample_json import BadSample, parse_captions, parse_object
 from shards.store import REQUESTS, BadShards

@@ -4,7 +4,6 @@ T frames of S x S pixels a clip, H x W the stored frames' size.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import av
 import numpy as np
@@ -15,10 +14,10 @@ from torch import Tensor
 from grurcn.inference.model_input import model_input
 from grurcn.models.pixels import FLOW_SCALE, MEAN, STD
 from shards.index import Index
+from shards.reading.captions import read_captions
 from shards.reading.clips import Clip, ClipConfig, evaluation_clips, evaluation_views
-from shards.reading.stream import collate, decode_clip, part_of, read_video
+from shards.reading.stream import read_clip
 from shards.rows import Sample
-from shards.sample_json import parse_captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ def render_clip(
     return RenderedClip(
         sample=sample,
         class_name=index.info.classes[sample.label] if index.info.classes else "",
-        captions=captions_of(index, sample),
+        captions=read_captions(index, sample),
         clip=at,
         seconds_between_frames=clips.stride / sample.fps,
         frames=as_pixels(frames),
@@ -86,9 +85,7 @@ def middle_clip(index: Index, sample: Sample, clips: ClipConfig) -> Clip:
 
 def model_input_of(index: Index, sample: Sample, clip: Clip, clips: ClipConfig) -> Tensor:
     """What a model gets of one clip: (T, C, S, S) float32."""
-    item: dict[str, Any] = {"__key__": sample.key, "place": (0, 0), "sample": sample, "clip": clip, "weight": 1.0}
-    item["part"] = part_of(sample, clips.stream)
-    batch = collate([decode_clip(index, read_video(index.shard_store, item))])
+    batch = read_clip(index, sample, clip, clips.stream)
     return model_input(batch.frames, batch.flow_bound, batch.box, batch.mirror, clips)[0]
 
 
@@ -101,12 +98,6 @@ def as_pixels(frames: Tensor) -> np.ndarray:
 def rgb_of(planes: np.ndarray) -> np.ndarray:
     """yuv420p planes (H * 3 // 2, W) uint8 -> (H, W, 3) uint8."""
     return av.VideoFrame.from_ndarray(planes, format="yuv420p").to_ndarray(format="rgb24")
-
-
-def captions_of(index: Index, sample: Sample) -> tuple[str, ...]:
-    if not sample.num_captions:
-        return ()
-    return parse_captions(index.shard_store.read(sample.shard, sample.json_offset, sample.json_size_bytes))
 
 
 def flow_colours(fields: np.ndarray) -> tuple[np.ndarray, float]:

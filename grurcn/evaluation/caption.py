@@ -164,7 +164,7 @@ def caption_worker(work: CaptionWork, context: WorkerContext) -> WorkersCaptions
         rank=dist.get_rank(),
         world_size=world_size,
         reading=job.reading,
-        elsewhere=decoders,
+        remote=decoders,
     )
     videos: list[VideoCaption] = []
     with closing(batches):

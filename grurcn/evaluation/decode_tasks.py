@@ -9,7 +9,7 @@ again on another one. What is decoded is the same to the byte, wherever it happe
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import TypeVar
 
 import ray
 import torch.distributed as dist
@@ -19,14 +19,15 @@ from cluster.workers.collectives import all_rows
 from cluster.workers.connect import NoCluster, start_ray
 from cluster.workers.options import Workers
 from shards.index import Index
+from shards.reading.stages import Request
 
-Item = dict[str, Any]
-Function = Callable[[Index, Item], Item]
+R = TypeVar("R", bound=Request)
+T = TypeVar("T")
 RETRIES = 3  # of a task whose machine is lost
 
 
 class Decoders:
-    """Tasks that serve one worker: shards.reading.stream.Elsewhere."""
+    """Tasks that serve one worker: shards.reading.stages.RemoteDecoder."""
 
     def __init__(self, index: Index, at_once: int):
         self.at_once = at_once
@@ -35,19 +36,19 @@ class Decoders:
         self.task = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="DEFAULT")(decode)
         self.places: list[str] = []  # of each sample
 
-    def __call__(self, function: Function, item: Item) -> Item:
+    def __call__(self, function: Callable[[Index, R], T], request: R) -> T:
         try:
-            item, place = ray.get(self.task.remote(function, self.url, self.split, item))
+            decoded, place = ray.get(self.task.remote(function, self.url, self.split, request))
         except RayTaskError as error:
             raise error.cause from None
-        if item["weight"]:  # not what fills up a last batch
+        if request.weight:  # not what fills up a last batch
             self.places.append(place)
-        return item
+        return decoded
 
 
-def decode(function: Function, url: str, split: str, item: Item) -> tuple[Item, str]:
-    """The task: (function(the index, item), the address of the machine that did it)."""
-    return function(opened(url, split), item), ray.util.get_node_ip_address()
+def decode(function: Callable[[Index, R], T], url: str, split: str, request: R) -> tuple[T, str]:
+    """The task: (function(the index, request), the address of the machine that did it)."""
+    return function(opened(url, split), request), ray.util.get_node_ip_address()
 
 
 @lru_cache(maxsize=4)

@@ -172,7 +172,7 @@ def evaluate_worker(work: EvaluationWork, context: WorkerContext) -> WorkersScor
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
         reading=job.reading,
-        elsewhere=decoders,
+        remote=decoders,
     ):
         if not batch.weight[0]:
             continue  # padding

@@ -11,7 +11,7 @@ from cluster.checkpoints.run_folder import Model
 from cluster.tracking.mlflow_run import MlflowRun
 from cluster.workers.options import Workers
 from grurcn.evaluation.score_files import RESULT_FILE, copy_into
-from shards.reading.stream import Reading
+from shards.reading.stages import ReadingOptions
 
 Flat = tyro.conf.arg(name="")
 
@@ -29,7 +29,7 @@ class SplitJob:
     precision: str = "auto"
     """auto: fp32 on a CPU, bf16 on a GPU that has it, else fp16."""
     on: Annotated[Workers, Flat] = field(default_factory=Workers)
-    reading: Annotated[Reading, Flat] = field(default_factory=Reading)
+    reading: Annotated[ReadingOptions, Flat] = field(default_factory=ReadingOptions)
     decoders: int = 0
     """Ray tasks of one core each that read and decode videos for the workers. 0: each worker decodes its own videos, with its
     --decode-threads."""

@@ -28,7 +28,7 @@ from grurcn.training.job import TrainJob
 from grurcn.training.recipes import RECIPES, Recipe, changed, over_trunk
 from grurcn.training.train import train
 from shards.index import Index
-from shards.reading.stream import Reading
+from shards.reading.stages import ReadingOptions
 from shards.store import absolute_url
 from shards.video import Stream
 
@@ -133,7 +133,7 @@ class Table1Job:
     experiment: str = "table1"
     """MLflow experiment of the runs."""
     on: Annotated[Workers, Flat] = field(default_factory=Workers)
-    reading: Annotated[Reading, Flat] = field(default_factory=Reading)
+    reading: Annotated[ReadingOptions, Flat] = field(default_factory=ReadingOptions)
 
     def __post_init__(self) -> None:
         if not self.shards or not self.rows or not self.seeds:

@@ -31,7 +31,6 @@ from grurcn.training.task import Prepared, Reader, WorkerJob
 from shards.index import Index
 from shards.reading.captions import CaptionBatch, evaluation_captions, read_captions, train_captions
 from shards.reading.order import Order
-from shards.rows import Sample
 from shards.store import REQUESTS
 from shards.threads import ordered_map
 
@@ -268,9 +267,5 @@ def encoder_for(recipe: CaptionRecipe, index: Index, tracking_uri: str) -> dict[
 def all_captions(index: Index) -> Iterator[str]:
     """Every caption of a split."""
     samples = (index[number] for number in range(len(index)))
-    for captions in ordered_map(partial(captions_of, index), samples, REQUESTS, 4 * REQUESTS):
+    for captions in ordered_map(partial(read_captions, index), samples, REQUESTS, 4 * REQUESTS):
         yield from captions
-
-
-def captions_of(index: Index, sample: Sample) -> tuple[str, ...]:
-    return read_captions(index.shard_store, sample, is_json=not index.info.is_external)

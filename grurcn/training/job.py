@@ -8,7 +8,7 @@ import tyro
 
 from cluster.workers.options import Workers
 from grurcn.training.recipes import TrainingRecipe
-from shards.reading.stream import Reading
+from shards.reading.stages import ReadingOptions
 
 Flat = tyro.conf.arg(name="")  # the group's options need no prefix
 
@@ -44,7 +44,7 @@ class TrainJob:
     deepspeed: Path | None = None
     """Your own DeepSpeed JSON file instead of cluster/deepspeed/zeroN.json."""
     on: Annotated[Workers, Flat] = field(default_factory=Workers)
-    reading: Annotated[Reading, Flat] = field(default_factory=Reading)
+    reading: Annotated[ReadingOptions, Flat] = field(default_factory=ReadingOptions)
     recipe: Annotated[TrainingRecipe, Flat]
     """What decides the numbers of a run. A change of any of these options makes another run."""
     recipe_name: tyro.conf.Suppress[str] = "custom"

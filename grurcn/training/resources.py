@@ -8,7 +8,7 @@ import tyro
 from grurcn.models.summary import ModelSummary
 from grurcn.training.gpu_specs import GpuName, peak_flops
 from grurcn.training.recipes import Recipe
-from shards.reading.stream import Reading
+from shards.reading.stages import ReadingOptions
 from shards.video import Packing
 
 # Measured by jobs.bench read on one core of an AMD EPYC of 2026: random clips of 10 frames of 340 x 256, key frames 16 apart.
@@ -108,7 +108,7 @@ def required_resources(job: SizingJob, model: ModelSummary) -> Resources:
         storage_bytes_per_second=rate * 1000 * job.video_kilobytes,
         gradient_bytes_per_step=gradients,
         network_bits_per_second=8 * gradients * steps / seconds if job.gpus > job.gpus_per_node else 0.0,
-        clip_memory_bytes=(1 + Reading().batches_ahead) * batch // job.gpus * clip_bytes(job.recipe),
+        clip_memory_bytes=(1 + ReadingOptions().batches_ahead) * batch // job.gpus * clip_bytes(job.recipe),
         shared_memory_bytes=min(job.gpus, job.gpus_per_node) * SHARED_MEMORY_PER_GPU,
         checkpoint_bytes=FLOAT_BYTES * model.trainable * (1 + STATES_PER_WEIGHT[job.recipe.optim.optimizer]),
         frozen_bytes=FLOAT_BYTES * (model.parameters.total - model.trainable),

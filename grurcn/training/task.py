@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from grurcn.training.recipes import TrainingRecipe
 from shards.reading.order import Order
-from shards.reading.stream import Reading
+from shards.reading.stages import ReadingOptions
 
 Reader = Callable[..., Generator[Any, None, None]]  # such as shards.reading.stream.train_batches
 
@@ -38,7 +38,7 @@ class WorkerJob:
     run: str  # folder or URL
     tracking_uri: str
     mlflow_run_id: str
-    reading: Reading
+    reading: ReadingOptions
     accumulation: int
     zero: int
     recompute: bool

@@ -14,7 +14,7 @@ import pyarrow as pa
 from jobs.bench.tables import Row, Tables
 from shards.dataset import Shard
 from shards.reading.order import Order, lanes_of
-from shards.reading.stream import shards_held
+from shards.reading.stages import shards_held
 from shards.rows import SCHEMA
 
 MIXES = (  # name, classes, videos a class, videos a shard, global batch

@@ -40,15 +40,8 @@ from jobs.bench.tables import Row, Tables
 from shards.index import Index
 from shards.reading.clips import ClipConfig
 from shards.reading.order import Order
-from shards.reading.stream import (
-    Reading,
-    keep_freed_memory,
-    read_video,
-    read_videos,
-    shards_held,
-    train_batches,
-    train_source,
-)
+from shards.reading.stages import ReadingOptions, keep_freed_memory, load, load_all, shards_held
+from shards.reading.stream import train_batches, train_requests
 from shards.video import Packing
 
 WARM_BATCHES = 4  # read before the clock starts
@@ -197,7 +190,7 @@ def compare_clips(index: Index, originals: Path, job: ReadBench) -> list[Row]:
 
 def ours(index: Index, clips: ClipConfig, job: ReadBench, decode_threads: int) -> Cost:
     """Cost of a clip, after the first batches."""
-    reading = Reading(decode_threads=decode_threads)
+    reading = ReadingOptions(decode_threads=decode_threads)
     order = order_of(index, job.batch)
     with closing(train_batches(index, clips, order, rank=0, world_size=1, reading=reading)) as batches:
         for _ in range(WARM_BATCHES):
@@ -247,15 +240,15 @@ class Limit:
 
     def __init__(self, index: Index, clips: ClipConfig, job: ReadBench):
         lanes = range(min(job.batch, len(index)))
-        source = train_source(index, clips, order_of(index, job.batch), lanes, (0, 0))
+        source = train_requests(index, clips, order_of(index, job.batch), lanes, (0, 0))
         first, count = WARM_BATCHES * len(lanes), job.batches * len(lanes)
         self.decoders: dict[str, VideoCodecContext] = {}
         self.clips: list[tuple[VideoCodecContext, list[av.Packet]]] = []
-        for item in islice(source, first, first + count):
-            data = read_video(index.shard_store, item)["mp4"]
+        for request in islice(source, first, first + count):
+            [data] = load(index.shard_store, request).data
             with av.open(io.BytesIO(data), "r") as container:
-                decoder = self.decoders.setdefault(item["sample"].key, new_decoder(container.streams.video[0]))
-                self.clips.append((decoder, packets_of(container, item["clip"].frames)))
+                decoder = self.decoders.setdefault(request.sample.key, new_decoder(container.streams.video[0]))
+                self.clips.append((decoder, packets_of(container, request.clip.frames)))
 
     def decode(self) -> int:
         for decoder, packets in self.clips:
@@ -288,15 +281,15 @@ def packets_of(container: InputContainer, frames: np.ndarray) -> list[av.Packet]
 
 
 def compare_bytes(index: Index, job: ReadBench) -> list[Row]:
-    clips, reading, lanes = ClipConfig(num_frames=1), Reading(), range(min(job.batch, len(index)))
+    clips, reading, lanes = ClipConfig(num_frames=1), ReadingOptions(), range(min(job.batch, len(index)))
     count = 4 * job.batches * job.batch
     tars = [f"{index.url}/{shard.name}" for shard in index.shards]
     keep_freed_memory()
     index.hold(shards_held(len(lanes)))
 
     def ours() -> Cost:
-        source = train_source(index, clips, order_of(index, job.batch), lanes, (0, 0))
-        with closing(read_videos(source, index, reading, len(lanes))) as items:
+        source = train_requests(index, clips, order_of(index, job.batch), lanes, (0, 0))
+        with closing(load_all(source, index, reading, len(lanes))) as items:
             next(items)
             return measured(lambda: sum(1 for _ in islice(items, count)))
 

@@ -1,5 +1,4 @@
-"""Which frames of a video, or fields of its optical flow, and which part of the picture: pure arithmetic from (seed, epoch,
-sample).
+"""Which frames of a video, or fields of its optical flow, and which part of the picture: arithmetic from (seed, epoch, sample).
 
 A box is (top, left, height, width) in pixels of the stored frames; it is cut out and resized on the device.
 """
@@ -26,39 +25,39 @@ class ClipConfig:
     num_frames: int = 10
     """Frames in a clip."""
     stride: int = 1
-    """From one frame of a clip to the next, in frames of the video."""
+    """Frames of the video from one frame of a clip to the next."""
     stream: Stream = "rgb"
     """rgb: the frames themselves; flow: the optical flow that was packed beside them."""
     flow_fields: int = 10
-    """Fields of flow that the model sees at each frame of a clip: the one that starts there and those that follow."""
+    """Fields of flow that the model sees at each frame of a clip: the one that starts there and the next ones."""
     size: int = 224
     """Height and width of the model's input, in pixels."""
     crop_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.65625)
-    """Training crops: height and width are drawn each from these shares of the stored frames' shorter side
+    """Training crops: height and width are each drawn from these fractions of the stored frames' shorter side
     (256, 224, 192, 168 of 256)."""
     crop_gap: int | None = None
-    """Places in crop_scales by which a crop's height and width may differ, at most. Default: any."""
+    """How many places of crop_scales a crop's height and width may be apart. Default: any."""
     mirror: bool = True
     """Mirror half of the training clips, and the second half of ten test views. Off where left and right matter."""
     test_scale: float = 0.875
-    """Side of the square test crops, as a share of the stored frames' shorter side."""
+    """Side of the square test crops, as a fraction of the stored frames' shorter side."""
 
     def __post_init__(self) -> None:
         if min(self.num_frames, self.stride, self.size, self.flow_fields) < 1:
             raise ValueError(
                 f"num_frames {self.num_frames}, stride {self.stride}, size {self.size}, flow_fields {self.flow_fields}: "
-                "wanted at least 1 of each"
+                "expected at least 1 of each"
             )
         if self.crop_gap is not None and self.crop_gap < 0:
-            raise ValueError(f"crop_gap {self.crop_gap}: wanted at least 0 (square crops)")
+            raise ValueError(f"crop_gap {self.crop_gap}: expected at least 0 (square crops)")
         if self.stream not in ("rgb", "flow"):
-            raise ValueError(f"stream {self.stream!r}: wanted rgb or flow")
+            raise ValueError(f"stream {self.stream!r}: expected rgb or flow")
         for scale in (*self.crop_scales, self.test_scale):
             if not 0 < scale <= 1:
-                raise ValueError(f"a crop of {scale:g} of the shorter side: wanted above 0 and at most 1")
+                raise ValueError(f"a crop of {scale:g} of the shorter side: expected above 0 and at most 1")
 
     def scales_near(self, place: int) -> tuple[float, ...]:
-        """The crop scales that the width may have where the height has the one at `place`."""
+        """The crop scales that the width may have if the height has the one at `place`."""
         gap = len(self.crop_scales) if self.crop_gap is None else self.crop_gap
         return self.crop_scales[max(0, place - gap) : place + gap + 1]
 
@@ -69,7 +68,7 @@ class ClipConfig:
 
     @property
     def frames_read(self) -> int:
-        """Stored frames that a clip is made of, or fields: all of its span, as steps share them."""
+        """Stored frames that a clip is made of. Of flow, the fields of its whole span, as the clip's steps share them."""
         return self.span if self.stream == "flow" else self.num_frames
 
     @property
@@ -85,7 +84,7 @@ class Clip:
     frames: np.ndarray  # (T,) numbers of frames, or (N,) of fields: config.frames_read of them
     box: Box
     mirror: bool
-    draw: int  # 63 random bits of this sample in this epoch, for whatever else is random about it (dropout)
+    draw: int  # 63 random bits of this sample in this epoch, for dropout
 
 
 def clip_span(num_frames: int, stride: int, fields: int = 1) -> int:
@@ -103,8 +102,8 @@ def clip_span(num_frames: int, stride: int, fields: int = 1) -> int:
 
 
 def frames_from(start: ArrayLike, video_frames: ArrayLike, config: ClipConfig) -> np.ndarray:
-    """(..., config.frames_read) numbers of a clip's frames, or fields, from `start` (...) on; a video shorter than a clip
-    holds its last.
+    """(..., config.frames_read) numbers of a clip's frames, or fields, from `start` (...) on. A video shorter than a clip
+    repeats its last.
 
     video_frames = 3, num_frames = 5: 0 1 2 2 2
     """
@@ -145,7 +144,7 @@ def train_clips(
 
 
 def train_boxes(height: int, width: int, config: ClipConfig) -> list[list[list[Box]]]:
-    """All boxes of training clips: by their heights, by the widths that go with a height, and by their places."""
+    """All boxes of training clips: [height][width that goes with it][place]."""
     side = min(height, width)
     return [
         [
@@ -170,7 +169,7 @@ def evaluation_clips(video_frames: int, num_clips: int, config: ClipConfig) -> n
 
 def segment_frames(video_frames: int, num_segments: int, offsets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """(frames (K, len(offsets)) int64, segments (K,) bool): K equally spaced segments of a video, the frames at each one's
-    start + offsets, and which of the segments the video has. Its end holds its last frame.
+    start + offsets, and which of the segments the video has. Frames beyond the end repeat the last.
 
     video_frames = 10, num_segments = 4, offsets = 0 1 2:   0 1 2   2 3 4   5 6 7   7 8 9
     video_frames = 10, num_segments = 3, offsets = 0 4:     0 4     3 7     6 9
@@ -200,11 +199,11 @@ def evaluation_views(height: int, width: int, num_views: int, config: ClipConfig
     }
     if num_views not in views:
         raise ValueError(
-            f"{num_views} views: wanted 1 (centre), 2 (and its mirror), 5 (and corners) or 10 (all mirrored)"
+            f"{num_views} views: expected 1 (centre), 2 (and its mirror), 5 (and corners) or 10 (all mirrored)"
         )
     if num_views in (2, 10) and not config.mirror:
         raise ValueError(
-            f"{num_views} views hold mirrored ones, but this recipe was not trained to mirror; wanted 1 or 5"
+            f"{num_views} views hold mirrored ones, but this recipe was not trained to mirror; expected 1 or 5"
         )
     return views[num_views]
 

@@ -7,10 +7,10 @@ within each window. A global batch has G lanes; each lane reads its own stretch 
                                 lane      0 0 0   1 1 1   2 2 2   left over this epoch (others the next)
                                 step      0 1 2   0 1 2   0 1 2
 
-Rank r of W owns the lanes [r * G / W, (r + 1) * G / W), so the global batch of a step is the same for every W, a place
-in training is (epoch, step), and every rank reads few shards at a time. Windows mix shards that hold one class each, as
-data that was packed in order of its classes does; data of one window is shuffled perfectly. Evaluation keeps the samples'
-own order and pads instead of leaving out. Nothing here grows with N: memory is O(shards).
+Rank r of W owns the lanes [r * G / W, (r + 1) * G / W). So the global batch of a step is the same for every W, a place in
+training is (epoch, step), and every rank reads few shards at a time. Windows mix shards that hold one class each, as tars
+that were packed in the order of their classes do; data of one window is shuffled perfectly. Evaluation keeps the samples'
+own order, and pads instead of leaving samples out. Nothing here grows with N: memory is O(shards).
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ import numpy as np
 
 PADDING = -1  # stands where evaluation has no sample left for a lane
 WINDOW = 8  # shards whose samples are mixed with each other
-# What random bits are for; each its own stream.
+# Purposes of random bits; each has a stream of its own.
 SHARDS_OF_EPOCH, SAMPLES_OF_WINDOW, CLIP_OF_SAMPLE, CAPTION_OF_PAIR = range(4)
 
 
@@ -54,7 +54,7 @@ class Order:
         self.known: dict[tuple[int, int], np.ndarray] = {}  # (epoch, window): its samples, for those of the last step
 
     def samples(self, epoch: int, step: int, lanes: range) -> np.ndarray:
-        """The sample numbers (len(lanes),) int64 that some lanes read at a step of an epoch; PADDING where none is left."""
+        """The sample numbers (len(lanes),) int64 that some lanes read at a step of an epoch. PADDING where none is left."""
         positions = np.arange(lanes.start, lanes.stop, dtype=np.int64) * self.steps_per_epoch + step
         if self.seed is None:
             return np.where(positions < self.num_samples, positions, PADDING)
@@ -70,7 +70,7 @@ class Order:
         return numbers
 
     def windows_of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """(the shards in this epoch's order, the position behind the last sample of each window of them)"""
+        """(the shards in this epoch's order, the position after the last sample of each window of them)"""
         assert self.seed is not None
         shards = permutation(len(self.sizes), self.seed, epoch, SHARDS_OF_EPOCH, 0)
         return shards, np.cumsum(np.add.reduceat(self.sizes[shards], range(0, len(shards), WINDOW)))
@@ -92,24 +92,24 @@ def lanes_of(rank: int, world_size: int, global_batch: int) -> range:
             f"a global batch of {global_batch} cannot be shared evenly by {world_size} workers; "
             f"workers that divide it: {', '.join(map(str, divisors))}"
         )
-    share = global_batch // world_size
-    return range(rank * share, (rank + 1) * share)
+    lanes = global_batch // world_size
+    return range(rank * lanes, (rank + 1) * lanes)
 
 
 def permutation(size: int, seed: int, epoch: int, purpose: int, index: int) -> np.ndarray:
-    """A permutation of 0 .. size - 1 that depends on the arguments alone, the same with every version of NumPy."""
+    """A permutation of 0 .. size - 1 that depends on the arguments alone: the same with every version of NumPy."""
     return np.argsort(random_bits(size, seed, epoch, purpose, index), kind="stable")
 
 
 def random_bits(count: int, seed: int, epoch: int, purpose: int, index: int) -> np.ndarray:
-    """(count,) uint64 from a counter-based generator (Philox): the same numbers wherever and whenever they are drawn."""
+    """(count,) uint64 from a counter-based generator (Philox): the same wherever and whenever they are drawn."""
     return random_rows(count, seed, epoch, purpose, [index])[0]
 
 
 def random_rows(count: int, seed: int, epoch: int, purpose: int, indices: Sequence[int]) -> np.ndarray:
-    """(len(indices), count) uint64: the random bits of each index. One generator draws all, as a new one takes longer."""
+    """(len(indices), count) uint64: the random bits of each index. One generator draws all, as making one takes longer."""
     generator = np.random.Philox(key=np.array([seed, epoch], np.uint64))
-    start: Any = generator.state  # a copy of it, from before the first draw
+    start: Any = generator.state  # a copy, from before the first draw
     counter = start["state"]["counter"]
     counter[2] = purpose
     rows = np.empty((len(indices), count), np.uint64)

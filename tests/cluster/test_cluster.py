@@ -97,7 +97,7 @@ def test_what_a_worker_refuses_reaches_the_caller_as_it_was_raised(shards, stora
 
     index = Index(copy, "train")
     with pytest.raises(BadShards, match=r"train-000000\.tar: the \d+ bytes at offset 512 are not those of \S+ that"):
-        list(evaluation_batches(index, CLIPS, global_batch=2, elsewhere=Decoders(index, at_once=2)))
+        list(evaluation_batches(index, CLIPS, global_batch=2, remote=Decoders(index, at_once=2)))
 
 
 def test_ray_tasks_decode_the_same_bytes_as_this_process(shards, scenes):
@@ -106,7 +106,7 @@ def test_ray_tasks_decode_the_same_bytes_as_this_process(shards, scenes):
     segments = partial(evaluation_captions, captioned, Segments(num_segments=3, offsets=(0, 2)), global_batch=3)
     for batches, of in ((clips, index), (segments, captioned)):
         decoders = Decoders(of, at_once=2)
-        places, there = zip(*batches(elsewhere=decoders), strict=True)
+        places, there = zip(*batches(remote=decoders), strict=True)
         wanted_places, here = zip(*batches(), strict=True)
         assert places == wanted_places
         for one, other in zip(there, here, strict=True):

@@ -13,7 +13,7 @@ from grurcn.training.recipes import Recipe, TrainingRecipe
 from grurcn.training.task import Prepared, WorkerJob, find_task
 from jobs import evaluate, train
 from shards.reading.clips import ClipConfig
-from shards.reading.stream import Reading
+from shards.reading.stages import ReadingOptions
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,8 +59,8 @@ LONG = dataclasses.replace(TINY, global_batch=4, num_steps=STEPS, val_every=6)
 def worker_job(shards: Path, folder: Path, recipe: TrainingRecipe = LONG, **options: Any) -> WorkerJob:
     """What train() would give each worker."""
     values: dict[str, Any] = {
-        "prepared": Prepared(), "tracking_uri": "", "mlflow_run_id": "", "reading": Reading(), "accumulation": 1, "zero": 0,
-        "recompute": False, "deepspeed": None, "precision": "fp32", "log_every": 1, "save_every": 2, "keep": 2,
+        "prepared": Prepared(), "tracking_uri": "", "mlflow_run_id": "", "reading": ReadingOptions(), "accumulation": 1,
+        "zero": 0, "recompute": False, "deepspeed": None, "precision": "fp32", "log_every": 1, "save_every": 2, "keep": 2,
         "timeout_minutes": 5.0, **options,
     }  # fmt: skip
     return WorkerJob(task=find_task(recipe.task), recipe=recipe, shards=str(shards), run=str(folder / "run"), **values)

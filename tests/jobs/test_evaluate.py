@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused(run, shards, videos, tmp_path):
         run_evaluate(tmp_path / "nowhere", shards)
     with pytest.raises(BadShards, match="no samples in the split 'trial'"):
         run_evaluate(run, shards, split="trial")
-    with pytest.raises(ValueError, match="3 views: wanted 1"):
+    with pytest.raises(ValueError, match="3 views: expected 1"):
         run_evaluate(run, shards, views=3)
     with pytest.raises(ValueError, match="10 views hold mirrored ones, but this recipe was not trained to mirror"):
         run_evaluate(run, shards, views=10)

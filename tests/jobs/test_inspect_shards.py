@@ -239,7 +239,7 @@ def test_help_names_the_four_jobs_and_their_options(words, wanted, capsys):
             "no samples in the split 'test' (splits with samples: train, val)",
         ),
         (["preview", "{folder}", "--samples", "0"], 2, "expected 1 to 500 samples"),
-        (["preview", "{folder}", "--stride", "0"], 2, "wanted at least 1 of each"),
+        (["preview", "{folder}", "--stride", "0"], 2, "expected at least 1 of each"),
         (["verify", "{folder}", "--memory-limit", "0"], 2, "expected 0.5 to 1,000,000 GiB"),
         (["index"], 2, "expected a folder or bucket of tars, or their names"),
         (["index", "pipe:cat x.tar"], 1, "error: pipe:...: not a place for shards"),

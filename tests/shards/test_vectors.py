@@ -42,11 +42,13 @@ from jobs.inspect_shards.preview import Preview
 from jobs.inspect_shards.verify import Verify
 from shards.dataset import read_dataset
 from shards.index import Index
-from shards.reading.captions import BadVectors, evaluation_captions, train_captions
+from shards.reading.captions import evaluation_captions, train_captions
 from shards.reading.clips import ClipConfig
 from shards.reading.decode import read_frames
 from shards.reading.order import Order
-from shards.reading.stream import Reading, evaluation_batches, train_batches
+from shards.reading.stages import ReadingOptions
+from shards.reading.stream import evaluation_batches, train_batches
+from shards.reading.vector_files import BadVectors
 from shards.store import BadShards, open_store
 from shards.vectors import encode_shard, finish_encoding, open_encoding
 from shards.verify import Fault
@@ -243,7 +245,7 @@ def test_a_bucket_holds_the_same_bytes(packed, vectors):
 
 def test_encoding_again_elsewhere_gives_the_same_bytes(packed, vectors, tmp_path):
     time.sleep(1.1)  # another second: a date in the bytes would show
-    reading = Reading(decode_threads=3, requests=1)
+    reading = ReadingOptions(decode_threads=3, requests=1)
     encode(packed, tmp_path / "elsewhere", batch_size=3, reading=reading)
     assert contents(tmp_path / "elsewhere") == contents(vectors)
 
@@ -510,8 +512,8 @@ def npy_of(array: np.ndarray) -> bytes:
     ("values", "message"),
     [
         (np.full((4, 3), np.inf, np.float32), "vectors: vectors that are not finite numbers"),
-        (np.zeros((4, 2), np.float32), "vectors: an array (4, 2) of float32: wanted (4, 3) of float32"),
-        (np.zeros((4, 3), np.int32), "vectors: an array (4, 3) of int32: wanted"),
+        (np.zeros((4, 2), np.float32), "vectors: an array (4, 2) of float32; expected (4, 3) of float32"),
+        (np.zeros((4, 3), np.int32), "vectors: an array (4, 3) of int32; expected"),
     ],
 )
 def test_vectors_that_the_encoder_cannot_have_given_are_found(values, message, folder):
@@ -526,7 +528,7 @@ def test_rows_that_do_not_fit_their_vectors_are_found(folder):
     [first, second] = [sample for sample in index.samples(range(5)) if sample.num_frames > 3][:2]
     reindex(folder, "train", {first.key: {"num_frames": 3}, second.key: {"video_size": 0}})
     found = "\n".join(faults(folder))
-    assert f"{first.key} at offset {first.offset}: vectors: an array (4, 3) of float32: wanted (3, 3)" in found
+    assert f"{first.key} at offset {first.offset}: vectors: an array (4, 3) of float32; expected (3, 3)" in found
     assert f"{first.key} at offset {first.json_offset}: json: num_frames {first.num_frames}, its row says 3" in found
     row = f"its row has vectors of 0 bytes and a JSON of {second.json_size_bytes}"
     assert f"{second.key} at offset {second.offset}: {row}" in found

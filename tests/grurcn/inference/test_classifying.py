@@ -280,7 +280,7 @@ def test_mlflow_serves_the_model_and_answers_with_the_labels_of_real_videos(pack
             status, told = ask(url, {"dataframe_records": [record], "params": params})
             assert (status, reason in told["message"]) == (400, True), told
         status, told = ask(url, {"dataframe_records": [{"video": video}], "params": {"views": 3}})
-        assert (status, "3 views: wanted 1 (centre)" in told["message"]) == (400, True), told
+        assert (status, "3 views: expected 1 (centre)" in told["message"]) == (400, True), told
 
 
 def test_a_model_that_does_not_say_how_its_videos_were_stored_is_refused(run):

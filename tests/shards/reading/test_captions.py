@@ -35,18 +35,13 @@ from videos import TINY, frame_numbers, listing_of, pack
 
 from shards.index import Index
 from shards.packing.transcode import store_video
-from shards.reading.captions import (
-    BadVectors,
-    Segments,
-    evaluation_captions,
-    read_captions,
-    read_vectors,
-    train_captions,
-)
+from shards.reading import vector_files
+from shards.reading.captions import Segments, evaluation_captions, read_captions, train_captions
 from shards.reading.clips import segment_frames
 from shards.reading.decode import read_frames
 from shards.reading.order import CAPTION_OF_PAIR, BadBatch, Order, random_bits
-from shards.reading.stream import Reading
+from shards.reading.stages import ReadingOptions
+from shards.reading.vector_files import BadVectors, read_vectors
 from shards.store import BadShards, FolderStore
 
 FRAMES = [8, 9, 3, 10, 2, 12, 9]  # two of these videos have fewer frames than segments are wanted
@@ -202,9 +197,9 @@ def test_segments_lie_within_their_video_and_are_equally_spaced(video_frames, nu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_segments": 0, "offsets": (0,)}, r"num_segments 0: wanted at least 1"),
-        ({"num_segments": 2, "offsets": ()}, r"offsets \(\): wanted at least one, and none below 0"),
-        ({"num_segments": 2, "offsets": (0, -1)}, r"offsets \(0, -1\): wanted"),
+        ({"num_segments": 0, "offsets": (0,)}, r"num_segments 0: expected at least 1"),
+        ({"num_segments": 2, "offsets": ()}, r"offsets \(\): expected at least one, and none below 0"),
+        ({"num_segments": 2, "offsets": (0, -1)}, r"offsets \(0, -1\): expected"),
     ],
 )
 def test_segments_that_cannot_be_are_refused(options, message):
@@ -227,7 +222,7 @@ def test_segments_that_cannot_be_are_refused(options, message):
 def test_global_batches_are_those_of_the_definition_whoever_reads_them(
     index, packed, workers, decode_threads, batches_ahead, requests, epoch, step
 ):
-    reading = Reading(decode_threads=decode_threads, batches_ahead=batches_ahead, requests=requests)
+    reading = ReadingOptions(decode_threads=decode_threads, batches_ahead=batches_ahead, requests=requests)
     found = train(index, 3, workers=workers, start=(epoch, step), reading=reading)
     assert [place for place, _ in found] == [divmod(4 * epoch + step + number, 4) for number in range(3)]
     for place, batch in found:
@@ -271,7 +266,7 @@ def test_any_data_set_gives_the_same_pairs_to_any_workers_and_after_any_interrup
     global_batch = workers * data.draw(st.integers(1, max(1, num_pairs // workers)), "lanes of a worker")
     assume(global_batch <= num_pairs)
     seed, epoch = data.draw(st.integers(0, 2**32), "seed"), data.draw(st.integers(0, 5), "epoch")
-    reading = Reading(
+    reading = ReadingOptions(
         decode_threads=data.draw(st.integers(1, 3), "decode threads"),
         batches_ahead=data.draw(st.integers(1, 3), "batches ahead"),
         requests=data.draw(st.integers(1, 5), "requests"),
@@ -452,7 +447,7 @@ def test_captions_are_read_as_they_were_packed(packed, vectors):
     for folder in (packed, vectors):
         index = Index(folder, "train")
         for sample in index.samples(range(len(index))):
-            assert read_captions(index.store, sample) == captions_of(sample.key, counts_of()[sample.key])
+            assert read_captions(index, sample) == captions_of(sample.key, counts_of()[sample.key])
 
 
 @pytest.fixture
@@ -480,9 +475,9 @@ def rewrite_json(folder, number, change):
         (lambda data: json.dumps({**json.loads(data), "captions": ["one"]}).encode(), r"1 captions, the index says \d"),
         (lambda data: json.dumps({**json.loads(data), "captions": None}).encode(), r"0 captions, the index says \d"),
         (lambda data: json.dumps({**json.loads(data), "captions": [1, 2]}).encode(), r"expected a text, or a list of"),
-        (lambda data: b"[" + data[1:], "no JSON object"),
-        (lambda data: data[:40], "no JSON object"),
-        (lambda data: b"\xff" + data[1:], "no JSON object"),
+        (lambda data: b"[" + data[1:], "is not JSON"),
+        (lambda data: data[:40], "is not JSON"),
+        (lambda data: b"\xff" + data[1:], "is not JSON"),
     ],
 )
 def test_a_json_that_is_not_the_one_that_was_packed_is_named_with_shard_key_and_offset(change, message, spoilt):
@@ -501,10 +496,10 @@ def test_a_json_of_one_caption_that_is_damaged_is_not_taken_for_its_caption(spoi
     index = Index(spoilt, "train")
     [number, *_] = [number for number in range(len(FRAMES)) if index[number].num_captions == 1]
     sample = rewrite_json(spoilt, number, lambda data: b"[" + data[1:])
-    with pytest.raises(BadShards, match=r"no JSON object"):
+    with pytest.raises(BadShards, match=r"is not JSON"):
         evaluate(index, global_batch=4)
-    with pytest.raises(BadShards, match=r"no JSON object"):
-        read_captions(index.store, sample, is_json=True)
+    with pytest.raises(BadShards, match=r"is not JSON"):
+        read_captions(index, sample)
 
 
 # Spoilt shards
@@ -548,8 +543,8 @@ def npy_of(array, **options):
     ("values", "message"),
     [
         (np.full((4, 3), np.nan, np.float32), "vectors that are not finite numbers"),
-        (np.zeros((3, 3), np.float32), r"an array \(3, 3\) of float32: wanted \(4, 3\) of float32"),
-        (np.zeros((4, 3), np.float16), r"an array \(4, 3\) of float16: wanted"),
+        (np.zeros((3, 3), np.float32), r"an array \(3, 3\) of float32; expected \(4, 3\) of float32"),
+        (np.zeros((4, 3), np.float16), r"an array \(4, 3\) of float16; expected"),
     ],
 )
 def test_vectors_that_no_such_encoder_gives_are_named_with_shard_key_and_offset(values, message, vectors, tmp_path):
@@ -567,12 +562,11 @@ GOOD = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 def test_vectors_as_they_are_written_are_read_without_pythons_parser(monkeypatch):
     """Which is not safe in threads that decode side by side (SystemError, in Python 3.11)."""
-    from shards.reading import captions
 
     def fails(*_):
         raise SystemError("AST constructor recursion depth mismatch")
 
-    monkeypatch.setattr(captions.npy, "read_array_header_1_0", fails)
+    monkeypatch.setattr(vector_files.npy, "read_array_header_1_0", fails)
     for shape in ((1, 1), (4, 3), (28, 2432), (7, 100_000)):
         values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         np.testing.assert_array_equal(read_vectors(npy_of(values), shape), values)
@@ -596,14 +590,14 @@ class Dangerous:
     [
         (b"", "not a NumPy array"),
         (npy_of(GOOD)[:50], "not a NumPy array"),
-        (npy_of(GOOD)[:-1], "47 bytes behind its header: wanted 48"),
-        (npy_of(GOOD) + b"\0", "49 bytes behind its header: wanted 48"),
-        (npy_of(GOOD.T.copy()), r"an array \(3, 4\) of float32: wanted \(4, 3\)"),
+        (npy_of(GOOD)[:-1], "47 bytes after its header; expected 48"),
+        (npy_of(GOOD) + b"\0", "49 bytes after its header; expected 48"),
+        (npy_of(GOOD.T.copy()), r"an array \(3, 4\) of float32; expected \(4, 3\)"),
         (npy_of(np.asfortranarray(GOOD)), r"an array \(4, 3\) of float32, in Fortran's order"),
         (npy_of(GOOD.astype(np.float64)), "an array .* of float64"),
         (npy_of(GOOD.astype(">f4")), "an array .* of >f4"),
         (npy_of(np.array([[Dangerous()] * 3] * 4), allow_pickle=True), "an array .* of object"),
-        (npy_of(GOOD)[:6] + b"\2\0" + npy_of(GOOD)[8:], r"of format version \(2, 0\): wanted \(1, 0\)"),
+        (npy_of(GOOD)[:6] + b"\2\0" + npy_of(GOOD)[8:], r"of format version \(2, 0\); expected \(1, 0\)"),
         (npy_of(GOOD).replace(b"(4, 3)", b"(4, 3}"), "not a NumPy array"),
         (npy_of(GOOD).replace(b"(4, 3), }", b"(9**9, )}"), "not a NumPy array"),
         (npy_of(np.where(GOOD == 5, np.inf, GOOD)), "vectors that are not finite numbers"),

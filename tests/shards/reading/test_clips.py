@@ -269,13 +269,13 @@ def test_views_lie_within_the_frame(config, height, width, num_views):
 
 @pytest.mark.parametrize("num_views", [0, 3, 4, 20])
 def test_another_number_of_views_is_refused(num_views):
-    with pytest.raises(ValueError, match=rf"^{num_views} views: wanted 1 .*, 2 .*, 5 .* or 10"):
+    with pytest.raises(ValueError, match=rf"^{num_views} views: expected 1 .*, 2 .*, 5 .* or 10"):
         evaluation_views(40, 60, num_views, VIEWS)
 
 
 @pytest.mark.parametrize("num_views", [2, 10])
 def test_mirrored_views_of_a_recipe_that_does_not_mirror_are_refused(num_views):
-    with pytest.raises(ValueError, match=rf"^{num_views} views hold mirrored ones, .* wanted 1 or 5"):
+    with pytest.raises(ValueError, match=rf"^{num_views} views hold mirrored ones, .* expected 1 or 5"):
         evaluation_views(40, 60, num_views, ClipConfig(mirror=False))
 
 
@@ -286,12 +286,12 @@ def test_corners_and_centre_as_worked_by_hand():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_frames": 0}, r"num_frames 0, stride 1, size 224, flow_fields 10: wanted at least 1 of each"),
+        ({"num_frames": 0}, r"num_frames 0, stride 1, size 224, flow_fields 10: expected at least 1 of each"),
         ({"stride": -1}, r"stride -1"),
         ({"size": 0}, r"size 0"),
-        ({"flow_fields": 0}, r"flow_fields 0: wanted at least 1"),
-        ({"stream": "Flow"}, r"stream 'Flow': wanted rgb or flow"),
-        ({"crop_scales": (1.0, 0.0)}, r"a crop of 0 of the shorter side: wanted above 0 and at most 1"),
+        ({"flow_fields": 0}, r"flow_fields 0: expected at least 1"),
+        ({"stream": "Flow"}, r"stream 'Flow': expected rgb or flow"),
+        ({"crop_scales": (1.0, 0.0)}, r"a crop of 0 of the shorter side: expected above 0 and at most 1"),
         ({"test_scale": 1.2}, r"a crop of 1\.2 of the shorter side"),
     ],
 )
@@ -313,5 +313,5 @@ def test_height_and_width_of_a_crop_differ_by_at_most_the_gap(gap, pairs):
 
 
 def test_a_gap_below_zero_is_refused():
-    with pytest.raises(ValueError, match="crop_gap -1: wanted at least 0"):
+    with pytest.raises(ValueError, match="crop_gap -1: expected at least 0"):
         ClipConfig(crop_gap=-1)

@@ -24,7 +24,8 @@ from shards.packing.transcode import store_video
 from shards.reading.clips import ClipConfig, evaluation_clips, evaluation_views, train_clip
 from shards.reading.decode import read_frames
 from shards.reading.order import BadBatch, Order
-from shards.reading.stream import ClipBatch, Reading, evaluation_batches, train_batches
+from shards.reading.stages import ReadingOptions
+from shards.reading.stream import ClipBatch, evaluation_batches, train_batches
 from shards.store import BadShards, FolderStore
 from shards.threads import ahead, ordered_map
 
@@ -111,7 +112,7 @@ def assert_equal(batch, other):
 def test_global_batches_are_those_of_the_definition_whoever_reads_them(
     index, workers, decode_threads, batches_ahead, requests, epoch, step
 ):
-    reading = Reading(decode_threads=decode_threads, batches_ahead=batches_ahead, requests=requests)
+    reading = ReadingOptions(decode_threads=decode_threads, batches_ahead=batches_ahead, requests=requests)
     found = train(index, 3, workers=workers, start=(epoch, step), reading=reading)
     wanted = [divmod(2 * epoch + step + number, 2) for number in range(3)]
     assert [place for place, _ in found] == wanted
@@ -141,7 +142,7 @@ def test_any_data_set_gives_the_same_pixels_to_any_workers_and_after_any_interru
     global_batch = workers * data.draw(st.integers(1, max(1, len(entries) // workers)), "lanes of a worker")
     assume(global_batch <= len(entries))
     seed, epoch = data.draw(st.integers(0, 2**32), "seed"), data.draw(st.integers(0, 5), "epoch")
-    reading = Reading(
+    reading = ReadingOptions(
         decode_threads=data.draw(st.integers(1, 3), "decode threads"),
         batches_ahead=data.draw(st.integers(1, 3), "batches ahead"),
         requests=data.draw(st.integers(1, 5), "requests"),
@@ -329,7 +330,7 @@ def test_videos_that_are_not_in_memory_are_read_side_by_side(index, monkeypatch)
 
     monkeypatch.setattr(FolderStore, "in_memory", lambda *_: False)
     monkeypatch.setattr(FolderStore, "read", read_together)
-    assert len(train(index, 5, reading=Reading(requests=5))) == 5
+    assert len(train(index, 5, reading=ReadingOptions(requests=5))) == 5
 
 
 # Spoilt shards
@@ -396,11 +397,11 @@ def test_a_shard_that_was_cut_off_is_named(spoilt):
 def test_a_users_stages_run_in_their_order_on_each_sample(index):
     def darken(items):
         for item in items:
-            yield {**item, "planes": item["planes"] // 2}
+            yield replace(item, planes=item.planes // 2)
 
     def negate(items):
         for item in items:
-            yield {**item, "planes": 255 - item["planes"]}
+            yield replace(item, planes=255 - item.planes)
 
     plain = train(index, 3)
     staged = train(index, 3, stages=[darken, negate])
@@ -425,7 +426,7 @@ def test_a_stage_that_does_not_hand_on_each_sample_once_is_refused(change, index
                 continue
             yield item
 
-    with pytest.raises(ValueError, match="epoch 0, step 0: 4 samples of this step are wanted, other ones came"):
+    with pytest.raises(ValueError, match="epoch 0, step 0: expected 4 samples of this step, but other ones came"):
         train(index, 3, stages=[stage])
 
 
@@ -566,7 +567,9 @@ def test_a_reader_that_stops_early_leaves_no_thread_and_no_open_source(num_read)
 
 @pytest.mark.usefixtures("no_thread_stays")
 def test_batches_that_are_no_longer_wanted_leave_no_thread(index):
-    batches = train_batches(index, CLIPS, order_of(index), rank=0, world_size=1, reading=Reading(decode_threads=3))
+    batches = train_batches(
+        index, CLIPS, order_of(index), rank=0, world_size=1, reading=ReadingOptions(decode_threads=3)
+    )
     next(batches)
     assert any(thread.name == "clip-batches-ahead" for thread in threading.enumerate())
     batches.close()
