@@ -133,7 +133,7 @@ class Snapshot:
 
 
 def write_frozen(snapshot: Snapshot, store: Store) -> str | None:
-    """Writes the weights that are not trained beside the checkpoints, and gives back their SHA-256; None if all are trained."""
+    """Writes the weights that are not trained beside the checkpoints. Returns their SHA-256; None if all are trained."""
     assert snapshot.frozen is not None
     return write_tensors(store, FROZEN, snapshot.frozen) if snapshot.frozen else None
 
@@ -168,7 +168,7 @@ def write_snapshot(
 
 
 def write_tensors(store: Store, name: str, tensors: Mapping[str, Tensor]) -> str:
-    """A safetensors file; gives back its SHA-256."""
+    """Writes a safetensors file and returns its SHA-256."""
     data = save(
         dict(tensors)
     )  # not save_file, which puts another file, for this user alone, into the place of the one given

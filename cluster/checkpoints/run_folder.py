@@ -47,7 +47,7 @@ class RunFolder:
         return self.url.rpartition("/")[2]
 
     def identity(self) -> Identity | None:
-        """None for a run that has not begun."""
+        """None for a run that has not started."""
         content = read_json(self.store, IDENTITY)
         return None if content is None else Identity.from_json(content)
 
@@ -76,7 +76,7 @@ class RunFolder:
     def newest_whole(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest checkpoint of which every file is there and as it was written; damaged ones are warned of and passed over.
 
-        Raises ValueError if there are checkpoints and all are damaged: a run is not begun anew in silence.
+        Raises ValueError if there are checkpoints and all are damaged: a run does not silently start again.
         """
         damaged = []
         for checkpoint in reversed(self.checkpoints()):

@@ -1,4 +1,4 @@
-"""Writes a run's checkpoints while training goes on, and deletes those that nobody needs any more."""
+"""Writes a run's checkpoints while training goes on, and deletes those that are no longer needed."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor

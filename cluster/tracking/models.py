@@ -1,6 +1,6 @@
 """A run's checkpoints and best model in MLflow: logged models, each with its step and its scores; and the model registry.
 
-    checkpoint-00000120    a checkpoint's files, to go on from; the newest few. Weights that are not trained, which all share, are
+    checkpoint-00000120    a checkpoint's files, to resume from; the newest few. Weights that are not trained are shared:
                            the run's artifact checkpoints/frozen.safetensors
     best-00000080          the best model so far, whole; the run's tag `best_model` is its id, `best_model_sha256` its weights'
 
@@ -121,7 +121,7 @@ def download_model(uri: str, source: str, folder: Path, whole: bool = False) -> 
         repository = get_artifact_repository(place, tracking_uri=uri)
         if not repository.list_artifacts(MODEL_FOLDER):
             raise ValueError(
-                f"{source}: no {MODEL_FOLDER} in it ({place}); wanted a best model that jobs.train has logged"
+                f"{source}: no {MODEL_FOLDER} in it ({place}); expected a best model that jobs.train has logged"
             )
         return Path(repository.download_artifacts("" if whole else MODEL_FOLDER, str(folder)))
     except MlflowException as error:
@@ -131,7 +131,7 @@ def download_model(uri: str, source: str, folder: Path, whole: bool = False) -> 
 
 
 def download_best(uri: str, run_id: str, folder: Path) -> Path:
-    """Downloads a run's best model into `folder`, and gives back where it lies, for
+    """Downloads a run's best model into `folder`, and returns where it lies, for
     cluster.checkpoints.run_folder.load_best.
 
     Raises NoTracking if the server does not answer, ValueError if there is no such run, or it has no best model yet.
@@ -155,7 +155,7 @@ def location_of(client: MlflowClient, source: str) -> str:
     match = re.fullmatch(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[^/@]+))?", source)
     if match is None:
         raise ValueError(
-            f"{source}: wanted models:/NAME/VERSION, models:/NAME/latest, models:/NAME@ALIAS or models:/ID"
+            f"{source}: expected models:/NAME/VERSION, models:/NAME/latest, models:/NAME@ALIAS or models:/ID"
         )
     name, version, alias = match["name"], match["version"], match["alias"]
     if version is None and alias is None:

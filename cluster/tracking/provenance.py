@@ -63,7 +63,7 @@ def provenance_tags(code: Path) -> dict[str, str]:
 def git_commit(folder: Path) -> str:
     """The commit of the code that runs, with "+changes" if it has any.
 
-    Code that was uploaded by `ray job submit` is no clone: GRURCN_COMMIT tells its commit, else it is "unknown".
+    Code that was uploaded by `ray job submit` is no clone: GRURCN_COMMIT names its commit; without it, it is "unknown".
     """
     if "GRURCN_COMMIT" in os.environ:
         return os.environ["GRURCN_COMMIT"]

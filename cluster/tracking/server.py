@@ -24,7 +24,7 @@ from shards.store.credentials import has_credentials, without_credentials
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # at each end of a run
-# A new database is told of line by line otherwise, and so is each attempt at a server that is away.
+# They would log a line for each table of a new database, and for each attempt at a server that is away.
 for name in ("mlflow", "alembic"):
     logging.getLogger(name).setLevel(logging.WARNING)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -105,7 +105,7 @@ def open_run(
 
 
 def experiment_of(uri: str, storage: str | Path, name: str) -> str:
-    """The id of an experiment, which is begun if there is none of that name; not to be begun by several processes at once."""
+    """The id of an experiment, which is created if there is none of that name; not for several processes at once."""
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(name)
     if found is not None:
@@ -115,7 +115,7 @@ def experiment_of(uri: str, storage: str | Path, name: str) -> str:
     return client.create_experiment(name, artifact_location=place, tags=TRAINING)
 
 
-def check_reachable(uri: str, way_out: str = "start it, or unset MLFLOW_TRACKING_URI to track in a file") -> None:
+def check_reachable(uri: str, advice: str = "start it, or unset MLFLOW_TRACKING_URI to track in a file") -> None:
     """MLflow's own client tries for minutes; a server that is away is to be found out now. Raises NoTracking."""
     if not uri.startswith("http"):
         return
@@ -126,4 +126,4 @@ def check_reachable(uri: str, way_out: str = "start it, or unset MLFLOW_TRACKING
         pass  # it answered, if only to ask who we are
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise NoTracking(f"no MLflow server at {uri} ({reason}); {way_out}") from None
+        raise NoTracking(f"no MLflow server at {uri} ({reason}); {advice}") from None

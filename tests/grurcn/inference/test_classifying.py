@@ -145,7 +145,7 @@ def test_a_registered_model_says_the_same(result, storage, files, wanted, tmp_pa
         ("models:/motions/9", r"models:/motions/9: not found in MLflow"),
         ("models:/motions@nobody", r"models:/motions@nobody: not found in MLflow"),
         ("models:/motions", r"models:/motions: not found in MLflow"),
-        ("models:/a/b/c", r"models:/a/b/c: wanted models:/NAME/VERSION"),
+        ("models:/a/b/c", r"models:/a/b/c: expected models:/NAME/VERSION"),
     ],
 )
 def test_a_model_that_is_not_there_is_refused_by_name(result, storage, files, name, reason):
