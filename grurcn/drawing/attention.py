@@ -34,7 +34,7 @@ ACCENT = "#2f6bd8"  # of the bars
 TEXT_WIDTH, NARROWEST = 230, 640
 STRIP_WIDTH = 1800  # of a row's frames, about
 CELL_WIDTHS = (44, 160)  # of a frame: smallest and largest
-MOST_COLUMNS = 40  # of more segments, neighbours share a column
+MOST_COLUMNS = 40  # of more segments, neighbours are merged into a column
 BAR_HEIGHT, LABEL_HEIGHT = 28, 15
 DARKEST = 0.25  # brightness of a frame without attention
 WORDS_AROUND = 3  # that are written on either side of a word
@@ -50,7 +50,7 @@ class Attention:
     seconds: np.ndarray  # (K,) float, where each segment begins
 
     def in_columns(self, most: int) -> "Attention":
-        """The same with at most so many columns: neighbours share one, their weights added, the first frame shown."""
+        """The same with at most so many columns: neighbours are merged, with the sum of their weights and the first frame."""
         num_segments = len(self.seconds)
         firsts = np.linspace(0, num_segments, min(num_segments, most), endpoint=False).astype(int)
         return Attention(

@@ -1,6 +1,6 @@
 """How good captions are, as the COCO caption scripts score them (pycocoevalcap, the extra "captions").
 
-    bleu1 .. bleu4    n-grams shared with the references, times a penalty for brevity    0 to 1
+    bleu1 .. bleu4    n-grams in common with the references, times a penalty for brevity    0 to 1
     meteor            words matched by form, stem, synonym or paraphrase (needs Java)    0 to 1
     rouge_l           longest common subsequence                                         0 to 1
     cider             n-grams weighted by how rare they are in all references            0 to 10
@@ -45,16 +45,16 @@ def caption_scores(
 ) -> CaptionScores:
     """Scores one caption a video against that video's references, both by the video's key.
 
-    Where there is no Java, METEOR is left out and `print_line` gets a line about it. Raises BadCaptions if the two do not name
-    the same videos, there are none, or a video has no reference with a word in it; ValueError for metrics that there are not
-    and without pycocoevalcap; ChildProcessError if METEOR's Java process fails.
+    Without Java, METEOR is left out and `print_line` gets a line about it. Raises BadCaptions if the two do not name the same
+    videos, if there are none, or if a video has no reference with a word in it; ValueError for an unknown metric and without
+    pycocoevalcap; ChildProcessError if METEOR's Java process fails.
     """
-    wanted = known(metrics)
+    requested = in_order(metrics)
     check_videos(references, hypotheses)
     check_installed()
-    if "meteor" in wanted and not has_java():
+    if "meteor" in requested and not has_java():
         print_line(f"METEOR is left out: it needs Java, and no `java` runs here; {INSTALL_JAVA}")
-        wanted.remove("meteor")
+        requested.remove("meteor")
     keys = sorted(references)  # sums come out the same whatever the order
     cut_references = {key: [" ".join(tokenize(caption)) for caption in references[key]] for key in keys}
     cut_hypotheses = {key: [" ".join(tokenize(hypotheses[key]))] for key in keys}
@@ -62,7 +62,7 @@ def caption_scores(
 
     total: dict[str, float] = {}
     each: dict[str, dict[str, float]] = {key: {} for key in keys}
-    for metric, score, scores in scored(wanted, cut_references, cut_hypotheses):
+    for metric, score, scores in scored(requested, cut_references, cut_hypotheses):
         total[metric] = float(score)
         for key, one in zip(keys, scores, strict=True):
             each[key][metric] = float(one)
@@ -70,19 +70,19 @@ def caption_scores(
 
 
 def check_metrics(metrics: Iterable[str]) -> None:
-    """Raises ValueError if a metric cannot be computed here: hours before it is wanted, not after."""
-    wanted = known(metrics)
-    if wanted:
+    """Raises ValueError if a metric cannot be computed here: before a training of hours, not after."""
+    requested = in_order(metrics)
+    if requested:
         check_installed()
-    if "meteor" in wanted and not has_java():
+    if "meteor" in requested and not has_java():
         raise ValueError(f"meteor needs Java, and no `java` runs here; {INSTALL_JAVA}, or choose another metric")
 
 
-def known(metrics: Iterable[str]) -> list[str]:
-    """The metrics in the order of METRICS, each once. Raises ValueError for one that there is not."""
+def in_order(metrics: Iterable[str]) -> list[str]:
+    """The metrics in the order of METRICS, each once. Raises ValueError for an unknown one."""
     names = list(metrics)
-    if strange := [name for name in names if name not in METRICS]:
-        raise ValueError(f"no metric {strange[0]!r}; there are {', '.join(METRICS)}")
+    if unknown := [name for name in names if name not in METRICS]:
+        raise ValueError(f"no metric {unknown[0]!r}; expected some of {', '.join(METRICS)}")
     return [metric for metric in METRICS if metric in names]
 
 
@@ -101,21 +101,23 @@ def has_java() -> bool:
 def check_videos(references: Mapping[str, Sequence[str]], hypotheses: Mapping[str, str]) -> None:
     """Raises BadCaptions unless both name the same videos, at least one, and each has references."""
     if not references and not hypotheses:
-        raise BadCaptions("no videos to score: neither references nor captions; wanted at least one video")
+        raise BadCaptions("no videos to score: neither references nor captions; expected at least one video")
     if without := sorted(hypotheses.keys() - references.keys()):
-        raise BadCaptions(f"{some(without)}: a caption but no references; wanted both of each video")
+        raise BadCaptions(f"{some(without)}: a caption but no references; expected both for each video")
     if without := sorted(references.keys() - hypotheses.keys()):
         raise BadCaptions(
-            f"{some(without)}: references but no caption; wanted both of each video, if only an empty caption"
+            f"{some(without)}: references but no caption; expected both for each video, an empty caption too"
         )
     if without := sorted(key for key, captions in references.items() if not captions):
-        raise BadCaptions(f"{some(without)}: an empty list of references; wanted at least one, or leave the video out")
+        raise BadCaptions(
+            f"{some(without)}: an empty list of references; expected at least one, or leave the video out"
+        )
 
 
 def check_words(references: Mapping[str, list[str]]) -> None:
     """Raises BadCaptions for a video whose references, cut into words, are all empty."""
     if without := [key for key, captions in references.items() if not any(captions)]:
-        raise BadCaptions(f"{some(without)}: no word in any reference; wanted at least one, or leave the video out")
+        raise BadCaptions(f"{some(without)}: no word in any reference; expected at least one, or leave the video out")
 
 
 def some(keys: Sequence[str]) -> str:
@@ -145,21 +147,21 @@ def scored(
 def meteor(references: dict[str, list[str]], hypotheses: dict[str, list[str]]) -> tuple[float, list[float]]:
     """METEOR 1.5 of the set and of each video, by the Java program that pycocoevalcap brings.
 
-    Raises ChildProcessError, with what the program said last, if it ends before it has answered.
+    Raises ChildProcessError, with the program's last line, if it ends before it has answered.
     """
     with tempfile.TemporaryFile() as errors:
         try:
             with meteor_process(errors) as (questions, answers):
-                return asked(questions, answers, references, hypotheses)
+                return exchange(questions, answers, references, hypotheses)
         except (OSError, ValueError) as error:  # a pipe that nobody reads, or an answer that is no number
             errors.seek(0)
-            said = errors.read().decode(errors="replace").strip().splitlines() or [str(error)]
-            raise ChildProcessError(f"METEOR's Java process failed: {said[-1]}; leave meteor out to go on") from error
+            lines = errors.read().decode(errors="replace").strip().splitlines() or [str(error)]
+            raise ChildProcessError(f"METEOR's Java process failed: {lines[-1]}; leave meteor out to go on") from error
 
 
 @contextmanager
 def meteor_process(errors: IO[bytes]) -> Iterator[tuple[IO[str], IO[str]]]:
-    """Where METEOR reads lines, and answers. It is ended whatever happens; pycocoevalcap's own class hangs after an error."""
+    """METEOR's input and output. Its process always ends with the block; pycocoevalcap's own class hangs after an error."""
     from pycocoevalcap.meteor import meteor as wrapper
 
     jar = Path(wrapper.__file__).with_name(wrapper.METEOR_JAR)
@@ -178,10 +180,10 @@ def meteor_process(errors: IO[bytes]) -> Iterator[tuple[IO[str], IO[str]]]:
         process.stdout.close()
 
 
-def asked(
+def exchange(
     questions: IO[str], answers: IO[str], references: dict[str, list[str]], hypotheses: dict[str, list[str]]
 ) -> tuple[float, list[float]]:
-    """Asks METEOR for each video's statistics, then for the scores of all: one line a video, the set's last."""
+    """Sends METEOR the videos, reads their statistics, and from these the scores: a line for each video, the last for the set."""
 
     def ask(*parts: str) -> None:
         questions.write(" ||| ".join(parts) + "\n")

@@ -2,8 +2,8 @@
 
     a worker's pipeline ── sample ──> a task on any machine: bytes from the shards -> planes ──> object store ──> clip batch
 
-Ray gives such tasks to machines without GPUs first (its scheduler_avoid_gpu_nodes). A task that is lost with its machine is done
-again on another one. What is decoded is the same to the byte, wherever it happens.
+Ray prefers machines without GPUs for such tasks (its scheduler_avoid_gpu_nodes). A task that is lost with its machine runs
+again on another one. The decoded bytes do not depend on the machine.
 """
 
 from collections import Counter
@@ -32,33 +32,33 @@ class Decoders:
     def __init__(self, index: Index, at_once: int):
         self.at_once = at_once
         self.url, self.split = index.url, index.split
-        # A strategy of their own: without one they would stay within the cores that Ray Train holds for its workers.
+        # The default strategy has to be named: else tasks stay within the cores that Ray Train reserves for its workers.
         self.task = ray.remote(num_cpus=1, max_retries=RETRIES, scheduling_strategy="DEFAULT")(decode)
-        self.places: list[str] = []  # of each sample
+        self.places: list[str] = []  # the address at which each video was decoded
 
     def __call__(self, function: Callable[[Index, R], T], request: R) -> T:
         try:
             decoded, place = ray.get(self.task.remote(function, self.url, self.split, request))
         except RayTaskError as error:
             raise error.cause from None
-        if request.weight:  # not what fills up a last batch
+        if request.weight:  # not padding
             self.places.append(place)
         return decoded
 
 
 def decode(function: Callable[[Index, R], T], url: str, split: str, request: R) -> tuple[T, str]:
-    """The task: (function(the index, request), the address of the machine that did it)."""
-    return function(opened(url, split), request), ray.util.get_node_ip_address()
+    """The task: function(index, request) and the address of this machine."""
+    return function(cached_index(url, split), request), ray.util.get_node_ip_address()
 
 
 @lru_cache(maxsize=4)
-def opened(url: str, split: str) -> Index:
-    """One for all tasks of a process."""
+def cached_index(url: str, split: str) -> Index:
+    """The index of a split, the same for all tasks of a process."""
     return Index(url, split)
 
 
 def decoders_of(total: int, index: Index) -> Decoders | None:
-    """This rank's share of all decoders, at least one; None if there are to be none."""
+    """This rank's part of all decoders, at least one; None without decoders."""
     if not total:
         return None
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -66,9 +66,9 @@ def decoders_of(total: int, index: Index) -> Decoders | None:
 
 
 def check_decoders(total: int, workers: Workers) -> None:
-    """Raises ValueError for fewer than none, NoCluster if the workers would leave no core to decode with."""
+    """Raises ValueError for a negative number, NoCluster if the workers leave no core to decode with."""
     if total < 0:
-        raise ValueError(f"decoders {total}: wanted at least 0 (0: the workers decode)")
+        raise ValueError(f"decoders {total}: expected at least 0 (0: the workers decode)")
     if not total:
         return
     start_ray()
@@ -76,7 +76,7 @@ def check_decoders(total: int, workers: Workers) -> None:
     if cores < taken + 1:
         raise NoCluster(
             f"{total} decoders beside {workers.most} workers: the Ray cluster has {cores:g} cores, of which the workers take "
-            f"{taken}; wanted at least one more: ask for fewer workers, add machines, or leave --decoders out"
+            f"{taken}; expected at least one more: use fewer workers, add machines, or leave --decoders out"
         )
 
 

@@ -241,10 +241,10 @@ def predict_on_ray(
 ) -> Generator[Prediction | UnreadableVideo, None, None]:
     """The same by Ray tasks, each of which takes every Nth video."""
     start_ray()
-    shared = ray.put(model)  # once to each machine
+    stored = ray.put(model)  # sent once to each machine
     paths = [absolute_path(video) for video in videos]
     count = min(job.workers, len(paths))
-    tasks = [(job, shared, list(enumerate(paths))[first::count]) for first in range(count)]
+    tasks = [(job, stored, list(enumerate(paths))[first::count]) for first in range(count)]
     waiting: dict[int, Prediction | UnreadableVideo] = {}
     following = 0
     for number, prediction in run_tasks(predict_task, tasks, count, num_gpus=int(has_gpus())):

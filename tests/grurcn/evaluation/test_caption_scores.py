@@ -40,12 +40,12 @@ def pair(captions):
     return {key: pair[0] for key, pair in captions.items()}, {key: pair[1] for key, pair in captions.items()}
 
 
-def no_words_about(line):
+def no_warning(line):
     raise AssertionError(f"nothing was to be said, but: {line}")
 
 
 def scores_of(captions, metrics=WITHOUT_JAVA):
-    return caption_scores(*pair(captions), metrics, print_line=no_words_about)
+    return caption_scores(*pair(captions), metrics, print_line=no_warning)
 
 
 # Against others
@@ -55,7 +55,7 @@ def scores_of(captions, metrics=WITHOUT_JAVA):
 def test_the_scores_of_a_set_are_those_that_others_published_for_it_to_the_printed_digit():
     content = json.loads(PUBLISHED.read_text())
     names = {f"bleu{n}": f"Bleu_{n}" for n in range(1, 5)} | {"rouge_l": "ROUGE_L", "cider": "CIDEr"}
-    found = caption_scores(content["references"], content["hypotheses"], WITHOUT_JAVA, print_line=no_words_about).total
+    found = caption_scores(content["references"], content["hypotheses"], WITHOUT_JAVA, print_line=no_warning).total
     assert {name: f"{score:.3f}" for name, score in found.items()} == {
         name: f"{content['published'][theirs]:.3f}" for name, theirs in names.items()
     }
@@ -65,7 +65,7 @@ def test_the_scores_of_a_set_are_those_that_others_published_for_it_to_the_print
 @needs_java
 def test_the_meteor_of_a_set_is_the_one_that_others_published_for_it_to_the_printed_digit():
     content = json.loads(PUBLISHED.read_text())
-    found = caption_scores(content["references"], content["hypotheses"], ["meteor"], print_line=no_words_about)
+    found = caption_scores(content["references"], content["hypotheses"], ["meteor"], print_line=no_warning)
     assert f"{found.total['meteor']:.3f}" == f"{content['published']['METEOR']:.3f}"
 
 
@@ -285,7 +285,7 @@ def test_a_meteor_that_is_interrupted_is_ended(tmp_path, monkeypatch):
         running.extend(meteors())
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "asked", interrupted)
+    monkeypatch.setattr(module, "exchange", interrupted)
     with pytest.raises(KeyboardInterrupt):
         scores_of({"v1": (["a man"], "a man")}, ["meteor"])
     assert len(running) == 1
@@ -314,7 +314,7 @@ def test_what_cannot_be_scored_is_refused_by_the_videos_name(references, hypothe
 
 @pytest.mark.parametrize("check", [check_metrics, lambda metrics: caption_scores({"v": ["a"]}, {"v": "a"}, metrics)])
 def test_a_metric_that_there_is_not_is_refused_by_name(check):
-    with pytest.raises(ValueError, match=r"no metric 'spice'; there are bleu1, .*, cider"):
+    with pytest.raises(ValueError, match=r"no metric 'spice'; expected some of bleu1, .*, cider"):
         check(["bleu4", "spice"])
 
 
