@@ -43,3 +43,10 @@ def read_model(source: str, tracking_uri: str) -> Model:
 def is_run(source: str) -> bool:
     """Whether a source names a model of a run: a folder, an s3:// or gs:// URL, or a model in MLflow."""
     return source.startswith((*MLFLOW, "s3://", "gs://")) or Path(source).expanduser().is_dir()
+
+
+def absolute_source(source: str | None) -> str | None:
+    """The same source, with a path as seen from any folder. "imagenet" and names of MLflow stay as they are."""
+    if source is None or source == "imagenet" or source.startswith(MLFLOW) or "://" in source:
+        return source
+    return str(Path(source).expanduser().absolute())

@@ -254,8 +254,8 @@ def encoder_for(recipe: CaptionRecipe, index: Index, tracking_uri: str) -> dict[
     if index.info.encoder is None:
         if not recipe.encoder.named:
             raise BadEncoder(
-                f"{index.url}: holds videos, and no encoder is named to see them by; wanted --encoder.frame, --encoder.states or "
-                "--encoder.entity, or the vectors that python -m jobs.encode makes of these shards"
+                f"{index.url}: holds videos, and no encoder is named to see them by; expected --encoder.frame, --encoder.states "
+                "or --encoder.entity, or the vectors that python -m jobs.encode makes of these shards"
             )
         return read_encoder(recipe.encoder, tracking_uri)[0]
     found, _ = encoder_of(index)

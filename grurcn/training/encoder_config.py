@@ -3,8 +3,8 @@
 import dataclasses
 from dataclasses import dataclass
 
+from grurcn.inference.model_source import absolute_source
 from grurcn.models.trunks.base import trunk_spec
-from grurcn.training.pretrained import absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         if self.segments < 1 or self.entity_size < 1:
-            raise ValueError(f"segments {self.segments}, entity_size {self.entity_size}: wanted at least 1 of each")
+            raise ValueError(f"segments {self.segments}, entity_size {self.entity_size}: expected at least 1 of each")
         trunk_spec(self.entity_trunk)
 
     @property
@@ -42,5 +42,5 @@ class EncoderConfig:
 
     def absolute(self) -> "EncoderConfig":
         """The same sources, paths as seen from any folder."""
-        places = {name: absolute(getattr(self, name)) for name in ("frame", "states", "entity")}
+        places = {name: absolute_source(getattr(self, name)) for name in ("frame", "states", "entity")}
         return dataclasses.replace(self, **places)

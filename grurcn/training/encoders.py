@@ -31,7 +31,7 @@ WEIGHTS = "encoder.safetensors"  # beside the shards of vectors that it has comp
 
 
 class BadEncoder(ValueError):
-    """An encoder that cannot be had, or is not the one that is wanted."""
+    """An encoder that cannot be read, or is not the one that is expected."""
 
 
 def read_encoder(config: EncoderConfig, tracking_uri: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -49,7 +49,7 @@ def read_encoder(config: EncoderConfig, tracking_uri: str) -> tuple[dict[str, An
         parts.append(entity_part(config.entity, config.entity_trunk, config.entity_size, tracking_uri))
     if not parts:
         raise BadEncoder(
-            "no encoder is named; wanted --encoder.frame, --encoder.states or --encoder.entity, or shards of vectors that "
+            "no encoder is named; expected --encoder.frame, --encoder.states or --encoder.entity, or shards of vectors that "
             "jobs.encode has written"
         )
     encoder = Encoder([part for part, _, _ in parts])
@@ -142,7 +142,7 @@ def frame_part(source: str, tracking_uri: str) -> tuple[PartConfig, str, Mapping
     model, recipe = recognition_run(source, tracking_uri, "--encoder.frame")
     if recipe.model.kind == "c3d":
         raise BadEncoder(
-            f"--encoder.frame {source}: a run of C3D, which has no trunk; wanted a run of frames or gru-rcn"
+            f"--encoder.frame {source}: a run of C3D, which has no trunk; expected a run of frames or gru-rcn"
         )
     vector = trunk_spec(recipe.model.trunk).last_tap
     taps = (vector,) if vector in recipe.model.taps else recipe.model.taps
@@ -161,7 +161,7 @@ def states_part(source: str, tracking_uri: str) -> tuple[PartConfig, str, Mappin
     model, recipe = recognition_run(source, tracking_uri, "--encoder.states")
     if recipe.model.kind != "gru-rcn":
         raise BadEncoder(
-            f"--encoder.states {source}: a run of kind {recipe.model.kind}, which has no states; wanted one of kind gru-rcn"
+            f"--encoder.states {source}: a run of kind {recipe.model.kind}, which has no states; expected one of kind gru-rcn"
         )
     clips = recipe.clips
     part = PartConfig(
@@ -194,13 +194,13 @@ def recognition_run(source: str, tracking_uri: str, option: str) -> tuple[Model,
     """The best model of a recognition run that sees RGB frames, and its recipe."""
     if not is_run(source):
         raise BadEncoder(
-            f"{option} {source}: no run; wanted a run's folder or URL (STORAGE/NAME), one of its checkpoints, or runs:/ID"
+            f"{option} {source}: no run; expected a run's folder or URL (STORAGE/NAME), one of its checkpoints, or runs:/ID"
         )
     model = read_model(source, tracking_uri)
     content = model.training.recipe
     if "model" not in content:
         raise BadEncoder(
-            f"{option} {source}: a run of captioning; wanted one of recognition (such as gru-rcn-bidirectional)"
+            f"{option} {source}: a run of captioning; expected one of classification (such as gru-rcn-bidirectional)"
         )
     recipe = Recipe.from_dict(content)
     if recipe.clips.stream != "rgb":
@@ -210,13 +210,13 @@ def recognition_run(source: str, tracking_uri: str, option: str) -> tuple[Model,
 
 def load_part(network: Any, part: PartConfig, weights: Mapping[str, Tensor], source: str) -> None:
     """Those of a run's weights that a part has. Raises BadEncoder if some are missing or of another shape."""
-    wanted = network.state_dict()
-    known = {name: tensor for name, tensor in wanted.items() if name.endswith("num_batches_tracked")} | dict(weights)
-    for name, tensor in wanted.items():
+    expected = network.state_dict()
+    known = {name: tensor for name, tensor in expected.items() if name.endswith("num_batches_tracked")} | dict(weights)
+    for name, tensor in expected.items():
         found = known.get(name)
         if found is None or found.shape != tensor.shape:
-            shape = "missing" if found is None else f"of shape {tuple(found.shape)}, wanted {tuple(tensor.shape)}"
+            shape = "missing" if found is None else f"of shape {tuple(found.shape)}, expected {tuple(tensor.shape)}"
             raise BadEncoder(
                 f"{source}: {name} is {shape}: these are not the weights of {part.model.trunk}, width {part.model.width:g}"
             )
-    network.load_state_dict({name: known[name] for name in wanted})
+    network.load_state_dict({name: known[name] for name in expected})

@@ -5,12 +5,10 @@ vgg16.pth                   a file with torchvision's parameter names; also http
 runs/gru-rcn                the model of a run, named as grurcn/inference/model_source.py says
 """
 
-from pathlib import Path
-
 from torch import Tensor
 
 from cluster.checkpoints.run_folder import Model
-from grurcn.inference.model_source import MLFLOW, is_run, read_model
+from grurcn.inference.model_source import is_run, read_model
 from grurcn.models.config import ModelConfig
 from grurcn.models.trunks.base import BadWeights, trunk_spec
 from grurcn.models.weights import read_weights
@@ -27,16 +25,9 @@ def first_weights(config: ModelConfig, tracking_uri: str) -> dict[str, Tensor] |
         return read_pretrained(config.weights, config.trunk, tracking_uri)
     if config.weights == "imagenet":
         raise BadWeights(
-            "imagenet: C3D has no ImageNet weights; wanted a file, or none (Sports-1M's are the usual ones)"
+            "imagenet: C3D has no ImageNet weights; expected a file, or none (Sports-1M's are the usual ones)"
         )
     return read_file(config.weights)
-
-
-def absolute(source: str | None) -> str | None:
-    """The same source, a path as seen from any folder."""
-    if source is None or source == "imagenet" or source.startswith(MLFLOW) or "://" in source:
-        return source
-    return str(Path(source).expanduser().absolute())
 
 
 def read_pretrained(source: str, trunk: str, tracking_uri: str) -> dict[str, Tensor]:
@@ -72,12 +63,12 @@ def trunk_of(model: Model, source: str, trunk: str) -> dict[str, Tensor]:
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in model.weights.items() if name.startswith(PREFIX)}
     if not weights:
         raise BadWeights(
-            f"{source}: this run's model has no trunk (found {', '.join(list(model.weights)[:3])}, ...); wanted a run of a "
+            f"{source}: this run's model has no trunk (found {', '.join(list(model.weights)[:3])}, ...); expected a run of a "
             f"model over {trunk}"
         )
     found = model.training.recipe["model"].get("trunk", "vgg16")  # before there was a choice, it was VGG-16
     if found != trunk:
         raise BadWeights(
-            f"{source}: this run's trunk is {found}, wanted {trunk}; name another run, or --model.trunk {found}"
+            f"{source}: this run's trunk is {found}, expected {trunk}; name another run, or --model.trunk {found}"
         )
     return weights

@@ -37,11 +37,11 @@ from cluster.workers.launch import run_workers
 from grurcn.drawing.charts import Painter, pictures
 from grurcn.evaluation.confusion import Confusion
 from grurcn.inference.mlflow_model import save_pyfunc
+from grurcn.inference.model_source import absolute_source
 from grurcn.training import captioning, classification
 from grurcn.training.caption_recipes import CAPTION_RECIPES, CaptionRecipe
 from grurcn.training.job import TrainJob
 from grurcn.training.loop import train_worker
-from grurcn.training.pretrained import absolute
 from grurcn.training.recipes import RECIPES, Recipe, TrainingRecipe, changed
 from grurcn.training.result import RunResult, TrainResult
 from grurcn.training.run_identity import ROOT, open_identity
@@ -100,7 +100,7 @@ def train(job: TrainJob, worker: Worker = train_worker) -> TrainResult:
 def with_absolute_paths(recipe: TrainingRecipe) -> TrainingRecipe:
     match recipe:
         case Recipe():
-            return changed(recipe, model={"weights": absolute(recipe.model.weights)})
+            return changed(recipe, model={"weights": absolute_source(recipe.model.weights)})
         case CaptionRecipe():
             return replace(recipe, encoder=recipe.encoder.absolute())
         case _:

@@ -385,19 +385,19 @@ def test_runs_of_another_task_or_kind_are_no_encoders(finished, scenes, shards, 
     captions = str(storage / "captions")
     for option in ("frame", "states"):
         with pytest.raises(
-            BadEncoder, match=rf"--encoder\.{option} .*captions: a run of captioning; wanted one of recognition"
+            BadEncoder, match=rf"--encoder\.{option} .*captions: a run of captioning; expected one of classification"
         ):
             refused(scenes, storage, encoder=dataclasses.replace(EncoderConfig(), **{option: captions}))
     frames = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, kind="frames"), num_steps=1, val_every=1)
     run_train(shards, storage, "frames", recipe=frames)
-    with pytest.raises(BadEncoder, match="a run of kind frames, which has no states; wanted one of kind gru-rcn"):
+    with pytest.raises(BadEncoder, match="a run of kind frames, which has no states; expected one of kind gru-rcn"):
         refused(scenes, storage, encoder=EncoderConfig(states=str(storage / "frames")))
-    with pytest.raises(BadEncoder, match="no run; wanted a run's folder"):
+    with pytest.raises(BadEncoder, match="no run; expected a run's folder"):
         refused(scenes, storage, encoder=EncoderConfig(states=str(storage / "nothing")))
 
 
 def test_weights_of_another_trunk_are_no_entity_encoder(scenes, storage, recogniser):
-    with pytest.raises(BadWeights, match="trunk is vgg16, wanted mobilenet_v2"):
+    with pytest.raises(BadWeights, match="trunk is vgg16, expected mobilenet_v2"):
         refused(scenes, storage, encoder=EncoderConfig(entity=recogniser))
 
 

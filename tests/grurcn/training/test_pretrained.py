@@ -15,6 +15,7 @@ from cluster.checkpoints.writer import CheckpointWriter
 from cluster.tracking.mlflow_run import MlflowRun
 from cluster.tracking.models import download_best
 from cluster.tracking.server import NoTracking, open_run, tracking_uri
+from grurcn.inference.model_source import absolute_source
 from grurcn.models import weights as weight_files
 from grurcn.models.build import build_model
 from grurcn.models.config import ModelConfig
@@ -23,7 +24,7 @@ from grurcn.models.trunks.base import TRUNKS, BadWeights, load_weights
 from grurcn.models.trunks.mobilenet import MobileNetV2
 from grurcn.models.trunks.vgg import VGG16
 from grurcn.training import pretrained
-from grurcn.training.pretrained import absolute, first_weights, read_pretrained
+from grurcn.training.pretrained import first_weights, read_pretrained
 from grurcn.training.recipes import Recipe
 
 VGG = Recipe(model=ModelConfig(taps=("pool1", "pool2"), hidden=(3, 4), width=1 / 32))
@@ -159,7 +160,7 @@ def test_a_run_from_before_there_was_a_choice_is_one_of_vgg(tmp_path):
     del recipe["model"]["trunk"]
     write_run(tmp_path, recipe, random_model(VGG, 2))
     assert_are_the_trunks(read_pretrained(str(tmp_path), "vgg16", AWAY), random_model(VGG, 2))
-    with pytest.raises(BadWeights, match="this run's trunk is vgg16, wanted mobilenet_v2"):
+    with pytest.raises(BadWeights, match="this run's trunk is vgg16, expected mobilenet_v2"):
         read_pretrained(str(tmp_path), "mobilenet_v2", AWAY)
 
 
@@ -169,7 +170,7 @@ def test_a_run_from_before_there_was_a_choice_is_one_of_vgg(tmp_path):
 def test_a_run_of_the_other_trunk_is_refused(tmp_path, recipe, wanted, found):
     write_run(tmp_path, recipe.to_dict(), random_model(recipe, 2))
     with pytest.raises(
-        BadWeights, match=rf"{tmp_path}: this run's trunk is {found}, wanted {wanted}; .*--model\.trunk {found}"
+        BadWeights, match=rf"{tmp_path}: this run's trunk is {found}, expected {wanted}; .*--model\.trunk {found}"
     ):
         read_pretrained(str(tmp_path), wanted, AWAY)
 
@@ -207,7 +208,7 @@ def test_an_mlflow_run_gives_the_trunk_of_its_best_model(run, storage):
     send_checkpoint(run, uri, run_id, "checkpoint-00000004")
     send_checkpoint(run, uri, run_id, "checkpoint-00000008")
     assert_are_the_trunks(read_pretrained(f"runs:/{run_id}", "vgg16", uri), random_model(VGG, 1))
-    with pytest.raises(BadWeights, match=rf"runs:/{run_id}: this run's trunk is vgg16, wanted mobilenet_v2"):
+    with pytest.raises(BadWeights, match=rf"runs:/{run_id}: this run's trunk is vgg16, expected mobilenet_v2"):
         read_pretrained(f"runs:/{run_id}", "mobilenet_v2", uri)
 
 
@@ -261,7 +262,7 @@ def test_a_server_that_is_away_is_refused_at_once():
     "name", ["runs:/", "runs:/best", f"runs:/{'0' * 31}", f"runs:/{'0' * 32}/best", f"runs:{'0' * 32}"]
 )
 def test_what_is_no_runs_id_is_refused(name):
-    with pytest.raises(BadWeights, match=rf"{name}: wanted runs:/ID, the 32 hexadecimal digits"):
+    with pytest.raises(ValueError, match=rf"{name}: expected runs:/ID, with the 32 hexadecimal digits"):
         read_pretrained(name, "vgg16", AWAY)
 
 
@@ -277,12 +278,12 @@ def test_c3d_begins_with_a_file_and_has_no_imagenet(tmp_path):
     found = first_weights(ModelConfig(kind="c3d", weights=str(tmp_path / "sports1m.pth")), AWAY)
     assert found is not None
     assert list(found) == ["conv1.weight"]
-    with pytest.raises(BadWeights, match="imagenet: C3D has no ImageNet weights; wanted a file"):
+    with pytest.raises(BadWeights, match="imagenet: C3D has no ImageNet weights; expected a file"):
         first_weights(ModelConfig(kind="c3d", weights="imagenet"), AWAY)
 
 
 def test_a_path_is_the_same_from_any_folder_and_names_stay_as_they_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert absolute("runs/mine") == str(tmp_path / "runs" / "mine")
+    assert absolute_source("runs/mine") == str(tmp_path / "runs" / "mine")
     for source in (None, "imagenet", f"runs:/{'0' * 32}", "https://example.org/vgg16.pth#sha256=00000000"):
-        assert absolute(source) == source
+        assert absolute_source(source) == source
