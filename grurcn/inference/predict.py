@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import ray
@@ -25,7 +25,7 @@ from grurcn.inference.model_source import find_model
 from grurcn.inference.videos import STANDARD_INPUT, absolute_path, find_videos, read_videos, store
 from shards.packing.sandbox import Sandbox
 from shards.store import written_file
-from shards.video import Limits, Packing, Stored
+from shards.video import Limits
 
 Flat = tyro.conf.arg(name="")
 
@@ -150,21 +150,9 @@ class Predictions:
     unreadable: list[UnreadableVideo]
 
 
-class Predictor(Protocol):
-    """A trained model that predicts videos."""
-
-    @property
-    def packing(self) -> Packing:
-        """How videos are stored before they are read."""
-        ...
-
-    def read(self, video: Stored) -> Any:
-        """What the model sees of a stored video. Several threads call it. Raises BadVideo."""
-        ...
-
-    def predict(self, seen: Any) -> Any:
-        """The model's result for what `read` gave."""
-        ...
+# What both have: `packing`, how videos are stored before they are read; `read`, a stored video -> what the model sees of it;
+# `predict`, that -> the model's result.
+Predictor = Classifier | VideoCaptioner
 
 
 def predict(job: PredictJob, listener: Callable[[Prediction | UnreadableVideo], None] = lambda _: None) -> Predictions:
@@ -206,7 +194,7 @@ def check_videos(job: PredictJob, videos: Sequence[Path]) -> None:
         raise ValueError("-: other machines do not have this one's standard input; use --workers 0, or name a file")
 
 
-def predictor_of(job: PredictJob, model: Model) -> Classifier | VideoCaptioner:
+def predictor_of(job: PredictJob, model: Model) -> Predictor:
     """The model on this machine's device. Raises OtherTask or ValueError if it cannot do what the job requests."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if model.training.task == "classification" and not job.caption:
@@ -221,7 +209,7 @@ def predictor_of(job: PredictJob, model: Model) -> Classifier | VideoCaptioner:
 
 
 def predict_here(
-    job: PredictJob, predictor: Classifier | VideoCaptioner, videos: Sequence[Path]
+    job: PredictJob, predictor: Predictor, videos: Sequence[Path]
 ) -> Generator[Prediction | UnreadableVideo, None, None]:
     """The prediction of each video, in order, in this process."""
     reader = read_videos(videos, predictor.packing, job.limits, predictor.read)
