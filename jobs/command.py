@@ -15,6 +15,7 @@ from typing import Annotated, Any, Generic, NoReturn, TextIO, TypeVar, Union
 
 import tyro
 
+from grurcn.plugins import import_plugins
 from shards.store import error_line, open_store
 
 Options = TypeVar("Options")
@@ -56,6 +57,7 @@ class Command(Generic[Options]):
         args: default: those of this process. program: how the user called the command, for --help and errors.
         """
         try:
+            import_plugins()  # whose sources, trunks and tasks may be among the options
             sys.exit(self.main(self.parse(sys.argv[1:] if args is None else args, program or program_name())))
         except EXPECTED_ERRORS as error:
             fail(error, status=1)
@@ -79,11 +81,17 @@ class Configurations:
     They are parsed as the pair (name, dataclass).
     """
 
-    defaults: Mapping[str, tuple[str, Any]]  # {name: (description, dataclass)}
+    # {name: (description, dataclass)}, or what gives it when the command line is parsed: plugins may add some
+    defaults: Mapping[str, tuple[str, Any]] | Callable[[], Mapping[str, tuple[str, Any]]]
+
+    @property
+    def known(self) -> Mapping[str, tuple[str, Any]]:
+        return self.defaults() if callable(self.defaults) else self.defaults
 
     def option_type(self, args: Sequence[str]) -> Any:
         """What tyro reads. Where no name is given yet, --help lists them with the first paragraph of their descriptions."""
-        is_named = not self.defaults.keys().isdisjoint(args)
+        known = self.known
+        is_named = not known.keys().isdisjoint(args)
         return Union[
             *(
                 Annotated[
@@ -94,7 +102,7 @@ class Configurations:
                         description=description if is_named else description.partition("\n\n")[0],
                     ),
                 ]
-                for name, (description, default) in self.defaults.items()
+                for name, (description, default) in known.items()
             )
         ]
 

@@ -17,7 +17,7 @@ val_perplexity, val_word_accuracy, val_bleu4, ...), mlflow_run_id, tracking_uri,
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ import tyro
 from cluster.progress import duration
 from cluster.tracking.server import ui_command
 from grurcn.training.loop import train_worker
+from grurcn.training.recipes import TrainingRecipe
 from grurcn.training.reporting import format_scores
 from grurcn.training.task import TASKS
 from grurcn.training.train import TrainJob, Worker, train
@@ -56,13 +57,16 @@ def main(recipe_name: str, job: Train, worker: Worker = train_worker) -> int:
     return 0
 
 
-RECIPES = {name: recipe for task in TASKS.values() for name, recipe in task.recipes.items()}
-OPTIONS = Configurations(
-    {
+def recipes() -> dict[str, Callable[[], TrainingRecipe]]:
+    """{name: recipe} of all tasks, those that plugins have registered among them."""
+    return {name: recipe for task in TASKS.values() for name, recipe in task.recipes.items()}
+
+
+def defaults() -> dict[str, tuple[str, Train]]:
+    return {
         name: ((recipe.__doc__ or "").strip(), Train(recipe=recipe(), shards=tyro.MISSING))
-        for name, recipe in RECIPES.items()
+        for name, recipe in recipes().items()
     }
-)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class TrainCommand(Command[tuple[str, Train]]):
     """The command, whose help without a recipe fits on one screen."""
 
     def parse(self, args: Sequence[str], program: str) -> tuple[str, Train]:
-        if {"-h", "--help"}.isdisjoint(args) or not RECIPES.keys().isdisjoint(args):
+        if {"-h", "--help"}.isdisjoint(args) or not recipes().keys().isdisjoint(args):
             return super().parse(args, program)
         with wrapped_help(program):
             print(overview(program))
@@ -80,12 +84,12 @@ class TrainCommand(Command[tuple[str, Train]]):
 def overview(program: str) -> str:
     """What the command does, and the recipes with a line each."""
     about = (__doc__ or "").partition("--json FILE holds")[0].strip()
-    lines = [f"  {name:<22}  {re.split('[,:;(.]', recipe.__doc__ or '')[0]}" for name, recipe in RECIPES.items()]
+    lines = [f"  {name:<22}  {re.split('[,:;(.]', recipe.__doc__ or '')[0]}" for name, recipe in recipes().items()]
     usage = f"usage: {program} RECIPE --shards FOLDER [OPTIONS]"
     return "\n".join([usage, "", about, "", f"recipes (all options: {program} RECIPE --help):", *lines])
 
 
-COMMAND = TrainCommand(OPTIONS, lambda chosen: main(*chosen), __doc__)
+COMMAND = TrainCommand(Configurations(defaults), lambda chosen: main(*chosen), __doc__)
 
 if __name__ == "__main__":
     COMMAND.run()

@@ -23,7 +23,7 @@ LIBRARY = {"grurcn", "shards", "cluster", "torch", "ray", "deepspeed", "mlflow",
 # A folder, or a file, and what its files may import besides the standard library. The longest one that fits a file counts.
 ALLOWED = {
     "grurcn": LIBRARY | {"psutil", "tyro"},  # tyro: options of jobs only
-    "grurcn/models": TORCH | {"grurcn.models"},
+    "grurcn/models": TORCH | {"grurcn.models", "grurcn.plugins"},
     "grurcn/drawing": LIBRARY | {"PIL", "tyro"},
     "grurcn/evaluation/caption_scores.py": LIBRARY | {"pycocoevalcap"},
     "grurcn/inference/serving.py": LIBRARY | {"pandas"},  # in which MLflow hands over requests

@@ -29,7 +29,7 @@ from grurcn.drawing.heat import HeatMaps, check_heat, shown_steps, votes_and_cha
 from grurcn.drawing.overlay_frame import OverlayLayout, OverlayPainter, VideoVotes
 from grurcn.inference.classifier import Classifier
 from shards.frames import to_planes
-from shards.packing.encoder import Encoder
+from shards.packing.mp4_encoder import Encoder
 from shards.reading.clips import ClipConfig, frames_from
 from shards.reading.decode import read_frames
 from shards.store import written_file

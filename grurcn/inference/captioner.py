@@ -18,9 +18,9 @@ from grurcn.inference.meta import check_task, packing_of
 from grurcn.models.beam_search import beam_search
 from grurcn.models.captioner import Captioner
 from grurcn.models.decoder import END, PADDING
+from grurcn.models.encoder import build_encoder
 from grurcn.models.vocabulary import Vocabulary
 from grurcn.training.caption_recipes import CaptionRecipe
-from grurcn.training.encoders import build_encoder
 from shards.reading.captions import Segments
 from shards.reading.clips import segment_frames
 from shards.reading.decode import read_frames
@@ -150,7 +150,7 @@ def build_captioner(
     built = build_encoder(encoder, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return Captioner(built, recipe.decoder, num_words)
+        return Captioner(built, built.vector_size, recipe.decoder, num_words)
 
 
 def segments_of(encoder: Mapping[str, Any]) -> Segments:

@@ -19,7 +19,7 @@ from mlflow.types.schema import Array
 from cluster.checkpoints.files import Checkpoint
 from cluster.tracking.models import MODEL_FOLDER
 from cluster.tracking.sender import plain
-from grurcn.inference.serving import PARAMETERS, PATH, VIDEO
+from grurcn.inference.served_input import PARAMETERS, PATH, VIDEO
 
 ROOT = Path(__file__).parents[2]
 CODE = ("grurcn", "shards", "cluster", "jobs")

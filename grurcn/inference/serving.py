@@ -19,12 +19,9 @@ from mlflow.exceptions import MlflowException
 
 from cluster.checkpoints.run_folder import load_best
 from grurcn.inference.classifier import Classifier, Sampling, top_classes
+from grurcn.inference.served_input import PARAMETERS, PATH, VIDEO
 from shards.packing.sandbox import Sandbox
 from shards.video import BadVideo, Limits, Stored
-
-# Columns of a request, which has one of them: MLflow decodes no bytes that only some rows have.
-PATH, VIDEO = "path", "video"
-PARAMETERS = {"clips": 10, "views": 1, "top": 5}
 
 
 class Served:

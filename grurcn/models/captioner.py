@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from grurcn.models.decoder import Decoder, DecoderConfig
-from grurcn.models.encoder import Encoder
 
 
 class Captioner(nn.Module):
     """Encoder and decoder. Training may pass vectors that the encoder has computed before."""
 
-    def __init__(self, encoder: Encoder, config: DecoderConfig, num_words: int):
+    def __init__(self, encoder: nn.Module, vector_size: int, config: DecoderConfig, num_words: int):
+        """encoder: frames of segments (B, K, R, H * 3 // 2, W) -> vectors (B, K, vector_size), as encoder.py's."""
         super().__init__()
         self.encoder = encoder
-        self.decoder = Decoder(config, encoder.vector_size, num_words)
+        self.decoder = Decoder(config, vector_size, num_words)
         self.mean: Tensor
         self.scale: Tensor
-        self.register_buffer("mean", torch.zeros(encoder.vector_size))
-        self.register_buffer("scale", torch.ones(encoder.vector_size))
+        self.register_buffer("mean", torch.zeros(vector_size))
+        self.register_buffer("scale", torch.ones(vector_size))
 
     def forward(self, seen: Tensor, segments: Tensor, words: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
         """seen: as for `vectors`; segments (B, K) bool; words (B, T) int64, the captions; draw (B,) int64, each pair's random

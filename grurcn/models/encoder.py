@@ -9,6 +9,7 @@ B videos, K segments, R frames of each that are read, N = B * K, D a vector's le
 frames' size.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +22,10 @@ from grurcn.models.gru_rcn import GRURCN
 from grurcn.models.pixels import to_clips
 
 CLIPS_AT_ONCE = 16  # more would need more memory, and not be faster
+
+
+class BadEncoder(ValueError):
+    """An encoder that cannot be read, or is not the one that is expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,3 +123,32 @@ def centre_box(height: int, width: int, fraction: float) -> tuple[int, int, int,
     """Top, left, height and width of the centre square, as evaluations crop it (shards/reading/clips.py)."""
     side = round(min(height, width) * fraction)
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+def build_encoder(description: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None) -> Encoder:
+    """The encoder that a description describes; its weights, where they are not given, are to be loaded with a checkpoint.
+
+    Raises BadEncoder for other weights than those that it describes.
+    """
+    parts = [PartConfig.from_dict({key: part[key] for key in part if key != "source"}) for part in description["parts"]]
+    encoder = Encoder(parts)
+    if weights is not None:
+        if weights_digest(weights) != description["weights"]:
+            raise BadEncoder(
+                f"the weights of {sources(description)} are not those that the encoder was described with; encode again"
+            )
+        encoder.load_state_dict(dict(weights))
+    return encoder
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over all names, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sources(description: Mapping[str, Any]) -> str:
+    return " + ".join(f"{part['kind']} of {part['source']}" for part in description["parts"])

@@ -23,9 +23,10 @@ from grurcn.evaluation.caption_scores import METRICS, caption_scores, check_metr
 from grurcn.inference.captioner import VideoCaptioner, build_captioner, segments_of
 from grurcn.models.captioner import Captioner
 from grurcn.models.decoder import PADDING, caption_loss
+from grurcn.models.encoder import BadEncoder
 from grurcn.models.vocabulary import Vocabulary
 from grurcn.training.caption_recipes import CaptionRecipe
-from grurcn.training.encoders import BadEncoder, check_same, encoder_of, read_encoder
+from grurcn.training.encoders import check_same, encoder_of, read_encoder
 from grurcn.training.losses import WordTally
 from grurcn.training.task import Prepared, Reader, WorkerJob
 from shards.index import Index

@@ -16,8 +16,8 @@ from cluster.progress import Bar
 from cluster.tracking.server import tracking_uri
 from cluster.workers.tasks import has_gpus, run_tasks
 from grurcn.inference.captioner import segments_of
-from grurcn.models.encoder import Encoder
-from grurcn.training.encoders import WEIGHTS, EncoderConfig, build_encoder, read_encoder
+from grurcn.models.encoder import Encoder, build_encoder
+from grurcn.training.encoders import WEIGHTS, EncoderConfig, read_encoder
 from shards.store import open_store
 from shards.vectors import ShardOfVideos, encode_shard, finish_encoding, open_encoding
 

@@ -19,7 +19,7 @@ from cluster.checkpoints.files import read_tensors
 from cluster.checkpoints.run_folder import Model
 from grurcn.inference.model_source import is_run, read_model
 from grurcn.models.config import ModelConfig
-from grurcn.models.encoder import Encoder, PartConfig
+from grurcn.models.encoder import BadEncoder, Encoder, PartConfig, sources, weights_digest
 from grurcn.models.trunks.base import trunk_spec
 from grurcn.training.encoder_config import EncoderConfig
 from grurcn.training.pretrained import read_pretrained
@@ -28,10 +28,6 @@ from shards.index import Index
 from shards.store import NoFile
 
 WEIGHTS = "encoder.safetensors"  # beside the shards of vectors that it has computed
-
-
-class BadEncoder(ValueError):
-    """An encoder that cannot be read, or is not the one that is expected."""
 
 
 def read_encoder(config: EncoderConfig, tracking_uri: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -66,31 +62,6 @@ def described(segments: int, parts: Sequence[Mapping[str, Any]], size: int, weig
     bare = [{key: value for key, value in part.items() if key != "source"} for part in description["parts"]]
     digest = hashlib.sha256(json.dumps({**description, "parts": bare}, sort_keys=True).encode()).hexdigest()
     return {**description, "digest": digest}
-
-
-def weights_digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over all names, shapes and values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def build_encoder(description: Mapping[str, Any], weights: Mapping[str, Tensor] | None = None) -> Encoder:
-    """The encoder that a description describes; its weights, where they are not given, are to be loaded with a checkpoint.
-
-    Raises BadEncoder for other weights than those that it describes.
-    """
-    parts = [PartConfig.from_dict({key: part[key] for key in part if key != "source"}) for part in description["parts"]]
-    encoder = Encoder(parts)
-    if weights is not None:
-        if weights_digest(weights) != description["weights"]:
-            raise BadEncoder(
-                f"the weights of {sources(description)} are not those that the encoder was described with; encode again"
-            )
-        encoder.load_state_dict(dict(weights))
-    return encoder
 
 
 def encoder_of(index: Index) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -128,10 +99,6 @@ def check_same(index: Index, named: Mapping[str, Any]) -> None:
 def summary(description: Mapping[str, Any]) -> str:
     """In a few words."""
     return f"{description['segments']} segments, {sources(description)}, {description['digest'][:12]}..."
-
-
-def sources(description: Mapping[str, Any]) -> str:
-    return " + ".join(f"{part['kind']} of {part['source']}" for part in description["parts"])
 
 
 # The parts

@@ -135,3 +135,11 @@ def find_task(name: str) -> TaskType:
     if name not in TASKS:
         raise ValueError(f"task {name}: expected one of {', '.join(TASKS)}; register others with register_task")
     return TASKS[name]
+
+
+def find_recipe(name: str) -> TrainingRecipe:
+    """A new recipe of a registered task by its name. Raises ValueError for an unknown one."""
+    recipes = {each: recipe for task in TASKS.values() for each, recipe in task.recipes.items()}
+    if name not in recipes:
+        raise ValueError(f"recipe {name}: expected one of {', '.join(recipes)}")
+    return recipes[name]()

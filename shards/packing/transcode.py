@@ -7,8 +7,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from shards.packing.decode_source import decode_source, frame_rate
-from shards.packing.encoder import flow_encoder, video_encoder
 from shards.packing.flow import flow_planes
+from shards.packing.mp4_encoder import flow_encoder, video_encoder
 from shards.video import MAX_PIXELS, BadVideo, Packing, Stored
 
 

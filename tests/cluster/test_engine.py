@@ -276,7 +276,7 @@ def test_a_model_with_nothing_to_train_is_refused():
 
 
 def test_an_engine_starts_without_a_compiler_a_launcher_or_a_word(tmp_path):
-    script = "from tests.test_engine import *; take_step(tiny_engine(2), tiny_batch())"
+    script = "from tests.cluster.test_engine import *; take_step(tiny_engine(2), tiny_batch())"
     environment = {
         "PATH": str(tmp_path),
         "HOME": str(tmp_path),

@@ -13,9 +13,9 @@ from cluster.checkpoints.writer import CheckpointWriter
 from grurcn.inference.captioner import build_captioner
 from grurcn.models.config import ModelConfig
 from grurcn.models.decoder import DecoderConfig
-from grurcn.models.encoder import PartConfig
+from grurcn.models.encoder import PartConfig, build_encoder, weights_digest
 from grurcn.training.caption_recipes import CaptionRecipe
-from grurcn.training.encoders import build_encoder, described, weights_digest
+from grurcn.training.encoders import described
 from shards.synthetic import SIZE
 from shards.video import Packing
 

@@ -1,5 +1,6 @@
 """Tiny captioned data sets for the tests, as videos and as vectors, and what is in them by the definition."""
 
+import io
 import json
 import math
 import zlib
@@ -125,3 +126,10 @@ def flip(path: Path, offset: int) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 1
     path.write_bytes(data)
+
+
+def npy_of(array: np.ndarray, **options: Any) -> bytes:
+    """The bytes that np.save writes."""
+    file = io.BytesIO()
+    np.save(file, array, **options)
+    return file.getvalue()

@@ -1,6 +1,7 @@
 """Tiny videos and data sets for the tests, and the way to the real ones."""
 
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +11,9 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
+from shards.packing.decode_source import decode_source
 from shards.packing.entries import Entry, Listing
+from shards.packing.mp4_encoder import video_encoder
 from shards.packing.pack import finish_packing, pack_shard, plan_packing, shards_to_pack
 from shards.video import Packing
 
@@ -64,6 +67,36 @@ def frame_numbers(planes: np.ndarray) -> list[int]:
     height = planes.shape[-2] * 2 // 3
     luma = planes[..., :height, :].reshape(-1, height * planes.shape[-1]).mean(axis=1)
     return [round((float(mean) - 16) / 5) for mean in luma]
+
+
+def decoded(path: Path, packing: Packing = TINY) -> np.ndarray:
+    """All frames of a source video (N, H * 3 // 2, W)."""
+    return np.stack(list(decode_source(path, packing)))
+
+
+def encode_planes(planes: np.ndarray, target: Path, packing: Packing, fps: Fraction) -> int:
+    """Stores planes (N, H * 3 // 2, W) and gives back how many there were."""
+    with video_encoder(target, packing, fps) as encoder:
+        for of_frame in planes:
+            encoder.write(of_frame)
+    return encoder.count
+
+
+def luma(planes: np.ndarray) -> np.ndarray:
+    """Planes (..., H * 3 // 2, W) -> (..., H, W), signed."""
+    return planes[..., : planes.shape[-2] * 2 // 3, :].astype(int)
+
+
+def mean_difference(planes: np.ndarray, others: np.ndarray) -> float:
+    return float(np.abs(planes.astype(int) - others).mean())
+
+
+def all_frames(data: bytes) -> np.ndarray:
+    """Every frame of a stored video (N, H * 3 // 2, W), decoded from the first to the last and not converted."""
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        Path(file.name).write_bytes(data)
+        with av.open(file.name) as container:
+            return np.stack([frame.to_ndarray() for frame in container.decode(video=0)])
 
 
 def listing_of(folder: Path, frames: Sequence[int], splits: Sequence[str] = ("train",)) -> Listing:

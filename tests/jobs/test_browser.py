@@ -28,7 +28,7 @@ from small_runs import ROOT, run_train
 
 from jobs import evaluate
 
-pytestmark = [needs_browser, pytest.mark.long]
+pytestmark = [needs_browser, pytest.mark.long(minutes=2)]
 DEMO = ROOT / "demo" / "runs"
 
 

@@ -7,7 +7,7 @@ import pytest
 from hosts import FOLDER, Cluster, Host
 from trainings import SHARDS, STORAGE, train_command
 
-pytestmark = [pytest.mark.multihost, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.multihost(minutes=3), pytest.mark.timeout(1200)]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from hosts import FOLDER, Cluster, Host, system
 from trainings import SHARDS, STORAGE
 
-pytestmark = [pytest.mark.multihost, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.multihost(minutes=3), pytest.mark.timeout(1200)]
 
 
 def examine(cluster: Cluster, name: str, storage: str, env: dict[str, str] | None = None) -> tuple[str, str, dict]:

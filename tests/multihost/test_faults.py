@@ -12,7 +12,7 @@ from hosts import Cluster, Host
 from trainings import Training, events, json_of, losses, tracked
 
 pytestmark = [
-    pytest.mark.multihost,
+    pytest.mark.multihost(minutes=4, of="cluster/workers grurcn/training/loop.py"),
     pytest.mark.timeout(900),
     pytest.mark.usefixtures("packed"),
 ]

@@ -4,7 +4,7 @@ import pytest
 from hosts import RAY_PORT
 from trainings import SHORT, losses, train_command
 
-pytestmark = [pytest.mark.multihost, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.multihost(minutes=3), pytest.mark.timeout(1200)]
 
 
 def test_two_machines_train_from_what_three_packed_to_the_losses_of_one_process(cluster, packed, alone):

@@ -549,7 +549,7 @@ def test_vectors_much_longer_than_they_can_be_are_not_read_into_memory(folder):
 def test_info_says_that_these_are_vectors_and_by_what(vectors, packed, tmp_path, capsys):
     _, result = run(Info(url=str(vectors)), tmp_path)
     out = capsys.readouterr().out
-    assert "vectors       of 4 segments a video at most, 3 numbers each; no videos lie here" in out
+    assert "vectors       of at most 4 segments a video, 3 numbers each; there are no videos here" in out
     assert "encoder       frame of runs/x + digest abc" in out
     assert result["encoder"] == ENCODER
     assert result["splits"]["train"]["captions"] == sum(COUNTS[number] for number in (0, 1, 3, 4, 6))

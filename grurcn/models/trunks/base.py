@@ -4,15 +4,13 @@ Each trunk has a file (vgg.py, mobilenet.py) and a line in `__init__.py`, which 
 torchvision's names, so its published ImageNet weights load as they are. Only the layers up to the deepest tap are built.
 """
 
-import importlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-MODULES = "GRURCN_TRUNKS"  # environment variable: modules, separated by commas, that register trunks
+from grurcn.plugins import PLUGINS, import_plugins
 
 
 class BadWeights(ValueError):
@@ -77,7 +75,7 @@ TRUNKS: dict[str, TrunkSpec] = {}
 def register_trunk(name: str, spec: TrunkSpec) -> None:
     """Makes a trunk available to recipes under a name: `--model.trunk NAME`.
 
-    Workers on Ray are processes of their own. Put the call into a module, and name the module in GRURCN_TRUNKS.
+    Workers on Ray are processes of their own: put the call into a module that GRURCN_PLUGINS names (docs/extending.md).
     """
     TRUNKS[name] = spec
 
@@ -85,15 +83,11 @@ def register_trunk(name: str, spec: TrunkSpec) -> None:
 def trunk_spec(name: str) -> TrunkSpec:
     """The registered trunk. Raises ValueError for a name that is not registered."""
     if name not in TRUNKS:
-        for module in filter(None, os.environ.get(MODULES, "").split(",")):
-            try:
-                importlib.import_module(module.strip())
-            except ImportError as error:
-                raise ValueError(f"{MODULES}: {module.strip()} cannot be imported ({error})") from None
+        import_plugins()
     if name not in TRUNKS:
         raise ValueError(
             f"trunk {name}: not registered; expected one of {', '.join(sorted(TRUNKS))}, or a trunk of your own that a module "
-            f"named in {MODULES} registers (grurcn.models.trunks.register_trunk)"
+            f"named in {PLUGINS} registers (docs/extending.md)"
         )
     return TRUNKS[name]
 

@@ -1,7 +1,6 @@
 """A run's folder: checkpoints in any store, written while training goes on; damaged ones; full disks, servers that are away."""
 
 import json
-import os
 import subprocess
 import threading
 import time
@@ -11,6 +10,7 @@ import pytest
 import torch
 from engines import tiny_engine, tiny_model, train, training_at
 from moto.server import ThreadedMotoServer
+from ports import free_port
 from s3fs import S3FileSystem
 from servers import s3_server
 
@@ -276,9 +276,9 @@ def save_until_full(writer: CheckpointWriter, engine) -> None:
 
 def test_a_store_that_is_away_for_a_while_is_waited_for(s3, monkeypatch, tmp_path):
     """While the server is away nothing is lost, and training waits only when the next checkpoint is due."""
-    port = int(os.environ["AWS_ENDPOINT_URL"].rsplit(":", 1)[1])
+    port = free_port()
     monkeypatch.setattr(retry, "PATIENCE_SECONDS", 120.0)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port + 1}")  # where nobody answers yet
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")  # where nobody answers yet
     S3FileSystem.clear_instance_cache()
     engine, run = tiny_engine(0), RunFolder(f"{s3}/{tmp_path.name}")
     writer = CheckpointWriter(run, 2)
@@ -287,7 +287,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(s3, monkeypatch, tmp_pat
     train(engine, [1])
     time.sleep(3)
     writer.check()
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port + 1, verbose=False)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
     server.start()
     try:
         save(writer, engine, 2)

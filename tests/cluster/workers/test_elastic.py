@@ -20,7 +20,11 @@ from small_runs import ROOT, losses
 
 from cluster.checkpoints.run_folder import RunFolder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.long(minutes=2, of="cluster/workers grurcn/training/loop.py"),
+    pytest.mark.timeout(900),
+]
 LIMIT_SECONDS = 300.0
 NUM_STEPS = 120
 

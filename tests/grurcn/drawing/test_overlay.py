@@ -33,7 +33,7 @@ from grurcn.models.build import build_model
 from grurcn.models.config import ModelConfig
 from grurcn.models.gru_rcn import GRURCN
 from grurcn.training.recipes import Recipe
-from shards.packing.encoder import flow_encoder, video_encoder
+from shards.packing.mp4_encoder import flow_encoder, video_encoder
 from shards.reading.clips import ClipConfig
 from shards.video import BadVideo, Packing, Stored
 

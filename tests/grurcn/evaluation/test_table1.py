@@ -70,7 +70,7 @@ def mlflow_runs(storage: Path) -> list[Any]:
     return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=3)
 def test_all_rows_in_one_command_and_a_second_one_does_nothing_again(flow_shards, storage, weights, capsys):
     job = tiny(flow_shards, storage / "table", weights, rows=("frames", "gru-rcn", "bidirectional"))
     assert main(job) == 0

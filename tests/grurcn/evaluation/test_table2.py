@@ -111,7 +111,7 @@ def test_rows_that_were_not_run_and_scores_that_need_java_say_so():
 
 
 @pytest.mark.cluster
-@pytest.mark.long
+@pytest.mark.long(minutes=3)
 def test_a_table_that_was_killed_goes_on_to_all_its_rows_and_nothing_is_done_twice(scenes, classifier, tmp_path, capfd):
     """SIGKILL for the driver and all that it started, once a training has a checkpoint; then the same command, twice."""
     runs, file = tmp_path / "runs", tmp_path / "table.json"

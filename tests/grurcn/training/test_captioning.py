@@ -26,12 +26,13 @@ from grurcn.evaluation.caption_scores import caption_scores
 from grurcn.inference.captioner import VideoCaptioner
 from grurcn.inference.meta import OtherTask
 from grurcn.models.decoder import DecoderConfig
+from grurcn.models.encoder import BadEncoder
 from grurcn.models.trunks.base import BadWeights
 from grurcn.models.vocabulary import BadCaptions, Vocabulary
 from grurcn.training import encode as encode_module
 from grurcn.training.caption_recipes import CaptionRecipe
 from grurcn.training.captioning import prepare
-from grurcn.training.encoders import WEIGHTS, BadEncoder, EncoderConfig, encoder_of
+from grurcn.training.encoders import WEIGHTS, EncoderConfig, encoder_of
 from grurcn.training.loop import train_worker
 from grurcn.training.optim import OptimConfig
 from jobs import caption, encode, evaluate, make_shards, train

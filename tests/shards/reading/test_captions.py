@@ -1,6 +1,5 @@
 """Pairs -> bytes -> caption batches: the same whoever reads them, of videos and of vectors, and errors with their place."""
 
-import io
 import json
 import random
 import shutil
@@ -11,11 +10,11 @@ from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from batches import assert_equal, joined
 from captioned import (
     SEGMENTS,
     captioned,
@@ -24,6 +23,7 @@ from captioned import (
     encode,
     flip,
     mean_luma,
+    npy_of,
     number_in,
     reindex,
     rewrite_member,
@@ -35,13 +35,10 @@ from videos import TINY, frame_numbers, listing_of, pack
 
 from shards.index import Index
 from shards.packing.transcode import store_video
-from shards.reading import vector_files
 from shards.reading.captions import Segments, evaluation_captions, read_captions, train_captions
-from shards.reading.clips import segment_frames
 from shards.reading.decode import read_frames
 from shards.reading.order import CAPTION_OF_PAIR, BadBatch, Order, random_bits
 from shards.reading.stages import ReadingOptions
-from shards.reading.vector_files import BadVectors, read_vectors
 from shards.store import BadShards, FolderStore
 
 FRAMES = [8, 9, 3, 10, 2, 12, 9]  # two of these videos have fewer frames than segments are wanted
@@ -89,16 +86,6 @@ def evaluate(index, *, workers=1, **options):
     ]
 
 
-def joined(parts) -> tuple[tuple[int, int], dict[str, Any]]:
-    places, batches = zip(*parts, strict=True)
-    assert len(set(places)) == 1
-    columns = {name: [getattr(batch, name) for batch in batches] for name in vars(batches[0])}
-    return places[0], {
-        name: torch.cat(column) if isinstance(column[0], torch.Tensor) else sum(column, ())
-        for name, column in columns.items()
-    }
-
-
 def bytes_of(store, sample):
     return (Path(store.url) / sample.shard).read_bytes()[sample.offset :][: sample.size_bytes]
 
@@ -137,61 +124,8 @@ def slow_batch(index, videos, place, order, counts):
     return {name: torch.stack(column) if are_tensors[name] else tuple(column) for name, column in columns.items()}
 
 
-def assert_equal(batch, other):
-    assert batch.keys() == other.keys()
-    for name, value in batch.items():
-        if isinstance(value, torch.Tensor):
-            torch.testing.assert_close(value, other[name], rtol=0, atol=0, msg=name)
-        else:
-            assert value == other[name]
-
-
 def counts_of(listing_of_keys=FRAMES, counts=COUNTS):
     return {f"{'ab'[number % 2]}-video_{number:02}": counts[number] for number in range(len(listing_of_keys))}
-
-
-# Segments
-
-
-@pytest.mark.parametrize(
-    ("video_frames", "num_segments", "offsets", "frames", "own"),
-    [
-        (10, 4, (0, 1, 2), [[0, 1, 2], [2, 3, 4], [5, 6, 7], [7, 8, 9]], 4),
-        (10, 3, (0, 4), [[0, 4], [3, 7], [6, 9]], 3),
-        (2, 4, (0, 1), [[0, 1], [1, 1], [1, 1], [1, 1]], 2),
-        (1, 2, (0, 5), [[0, 0], [0, 0]], 1),
-        (4, 4, (0,), [[0], [1], [2], [3]], 4),
-        (5, 4, (0,), [[0], [1], [2], [3]], 4),
-        (7, 4, (0,), [[0], [1], [3], [5]], 4),
-        (9, 1, (2, 0), [[2, 0]], 1),
-    ],
-)
-def test_segments_as_worked_by_hand(video_frames, num_segments, offsets, frames, own):
-    found, segments = segment_frames(video_frames, num_segments, offsets)
-    assert found.tolist() == frames
-    assert segments.tolist() == [True] * own + [False] * (num_segments - own)
-    assert (found.dtype, segments.dtype) == (np.int64, np.bool_)
-
-
-@given(
-    video_frames=st.integers(1, 500),
-    num_segments=st.integers(1, 60),
-    offsets=st.lists(st.integers(0, 40), min_size=1, max_size=5).map(tuple),
-)
-def test_segments_lie_within_their_video_and_are_equally_spaced(video_frames, num_segments, offsets):
-    frames, own = segment_frames(video_frames, num_segments, offsets)
-    assert frames.shape == (num_segments, len(offsets))
-    assert 0 <= frames.min() <= frames.max() < video_frames
-    assert own.sum() == min(video_frames, num_segments)
-    starts, _ = segment_frames(video_frames, num_segments, (0,))
-    lengths = np.diff([*starts[own, 0].tolist(), video_frames])
-    assert starts[0] == 0
-    assert lengths.min() >= 1
-    assert lengths.max() - lengths.min() <= 1  # they tile the video, as evenly as whole frames can
-    segments = Segments(num_segments=num_segments, offsets=offsets)
-    assert frames[own].tolist() == wanted_frames(video_frames, segments)
-    assert not own[own.sum() :].any()
-    assert (starts[~own] == video_frames - 1).all()
 
 
 @pytest.mark.parametrize(
@@ -533,12 +467,6 @@ def test_a_video_with_fewer_frames_than_the_index_says_is_named(packed, tmp_path
         evaluate(Index(folder, "train"), global_batch=4)
 
 
-def npy_of(array, **options):
-    file = io.BytesIO()
-    np.save(file, array, **options)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -555,76 +483,3 @@ def test_vectors_that_no_such_encoder_gives_are_named_with_shard_key_and_offset(
     place = rf"{sample.shard}: {sample.key} at offset {sample.offset}: "
     with pytest.raises(BadShards, match=place + message):
         evaluate(Index(folder, "train"), global_batch=4)
-
-
-GOOD = np.arange(12, dtype=np.float32).reshape(4, 3)
-
-
-def test_vectors_as_they_are_written_are_read_without_pythons_parser(monkeypatch):
-    """Which is not safe in threads that decode side by side (SystemError, in Python 3.11)."""
-
-    def fails(*_):
-        raise SystemError("AST constructor recursion depth mismatch")
-
-    monkeypatch.setattr(vector_files.npy, "read_array_header_1_0", fails)
-    for shape in ((1, 1), (4, 3), (28, 2432), (7, 100_000)):
-        values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        np.testing.assert_array_equal(read_vectors(npy_of(values), shape), values)
-
-
-def test_vectors_whose_header_is_padded_otherwise_are_read_too():
-    data = npy_of(GOOD)
-    longer = (
-        data[:8] + (len(data) - 48 - 10 + 64).to_bytes(2, "little") + data[10:-48].rstrip(b"\n") + b" " * 64 + b"\n"
-    )
-    np.testing.assert_array_equal(read_vectors(longer + data[-48:], (4, 3)), GOOD)
-
-
-class Dangerous:
-    def __reduce__(self):
-        return pytest.fail, ("a pickle was read",)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "not a NumPy array"),
-        (npy_of(GOOD)[:50], "not a NumPy array"),
-        (npy_of(GOOD)[:-1], "47 bytes after its header; expected 48"),
-        (npy_of(GOOD) + b"\0", "49 bytes after its header; expected 48"),
-        (npy_of(GOOD.T.copy()), r"an array \(3, 4\) of float32; expected \(4, 3\)"),
-        (npy_of(np.asfortranarray(GOOD)), r"an array \(4, 3\) of float32, in Fortran's order"),
-        (npy_of(GOOD.astype(np.float64)), "an array .* of float64"),
-        (npy_of(GOOD.astype(">f4")), "an array .* of >f4"),
-        (npy_of(np.array([[Dangerous()] * 3] * 4), allow_pickle=True), "an array .* of object"),
-        (npy_of(GOOD)[:6] + b"\2\0" + npy_of(GOOD)[8:], r"of format version \(2, 0\); expected \(1, 0\)"),
-        (npy_of(GOOD).replace(b"(4, 3)", b"(4, 3}"), "not a NumPy array"),
-        (npy_of(GOOD).replace(b"(4, 3), }", b"(9**9, )}"), "not a NumPy array"),
-        (npy_of(np.where(GOOD == 5, np.inf, GOOD)), "vectors that are not finite numbers"),
-    ],
-)
-def test_bytes_that_are_not_such_vectors_are_refused(data, message):
-    with pytest.raises(BadVectors, match=message):
-        read_vectors(data, (4, 3))
-
-
-def test_vectors_are_read_as_numpy_saves_them():
-    np.testing.assert_array_equal(read_vectors(npy_of(GOOD), (4, 3)), GOOD)
-
-
-@settings(max_examples=300)
-@given(
-    changes=st.lists(st.tuples(st.integers(0, 175), st.integers(0, 255)), min_size=1, max_size=6),
-    cut=st.integers(0, 176),
-)
-def test_damaged_vectors_are_refused_or_are_still_finite_numbers(changes, cut):
-    data = bytearray(npy_of(GOOD))
-    assert len(data) == 176
-    for place, byte in changes:
-        data[place] = byte
-    try:
-        found = read_vectors(bytes(data[: max(cut, 100)]), (4, 3))
-    except BadVectors:
-        return
-    assert (found.shape, found.dtype) == ((4, 3), np.float32)
-    assert np.isfinite(found).all()

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from captioned import wanted_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.reading.captions import Segments
 from shards.reading.clips import (
     ClipConfig,
     clip_span,
@@ -16,6 +18,7 @@ from shards.reading.clips import (
     evaluation_views,
     frames_from,
     pick,
+    segment_frames,
     train_clip,
     train_clips,
 )
@@ -315,3 +318,47 @@ def test_height_and_width_of_a_crop_differ_by_at_most_the_gap(gap, pairs):
 def test_a_gap_below_zero_is_refused():
     with pytest.raises(ValueError, match="crop_gap -1: expected at least 0"):
         ClipConfig(crop_gap=-1)
+
+
+# Segments
+
+
+@pytest.mark.parametrize(
+    ("video_frames", "num_segments", "offsets", "frames", "own"),
+    [
+        (10, 4, (0, 1, 2), [[0, 1, 2], [2, 3, 4], [5, 6, 7], [7, 8, 9]], 4),
+        (10, 3, (0, 4), [[0, 4], [3, 7], [6, 9]], 3),
+        (2, 4, (0, 1), [[0, 1], [1, 1], [1, 1], [1, 1]], 2),
+        (1, 2, (0, 5), [[0, 0], [0, 0]], 1),
+        (4, 4, (0,), [[0], [1], [2], [3]], 4),
+        (5, 4, (0,), [[0], [1], [2], [3]], 4),
+        (7, 4, (0,), [[0], [1], [3], [5]], 4),
+        (9, 1, (2, 0), [[2, 0]], 1),
+    ],
+)
+def test_segments_as_worked_by_hand(video_frames, num_segments, offsets, frames, own):
+    found, segments = segment_frames(video_frames, num_segments, offsets)
+    assert found.tolist() == frames
+    assert segments.tolist() == [True] * own + [False] * (num_segments - own)
+    assert (found.dtype, segments.dtype) == (np.int64, np.bool_)
+
+
+@given(
+    video_frames=st.integers(1, 500),
+    num_segments=st.integers(1, 60),
+    offsets=st.lists(st.integers(0, 40), min_size=1, max_size=5).map(tuple),
+)
+def test_segments_lie_within_their_video_and_are_equally_spaced(video_frames, num_segments, offsets):
+    frames, own = segment_frames(video_frames, num_segments, offsets)
+    assert frames.shape == (num_segments, len(offsets))
+    assert 0 <= frames.min() <= frames.max() < video_frames
+    assert own.sum() == min(video_frames, num_segments)
+    starts, _ = segment_frames(video_frames, num_segments, (0,))
+    lengths = np.diff([*starts[own, 0].tolist(), video_frames])
+    assert starts[0] == 0
+    assert lengths.min() >= 1
+    assert lengths.max() - lengths.min() <= 1  # they tile the video, as evenly as whole frames can
+    segments = Segments(num_segments=num_segments, offsets=offsets)
+    assert frames[own].tolist() == wanted_frames(video_frames, segments)
+    assert not own[own.sum() :].any()
+    assert (starts[~own] == video_frames - 1).all()

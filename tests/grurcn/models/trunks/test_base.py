@@ -106,7 +106,7 @@ def test_a_trunk_of_ones_own_is_built_and_counted_by_its_name():
 
 def test_a_trunk_that_is_not_registered_is_refused_with_those_that_are():
     with pytest.raises(
-        ValueError, match=r"trunk resnet18: not registered; expected one of mobilenet_v2, vgg16, or .*GRURCN_TRUNKS"
+        ValueError, match=r"trunk resnet18: not registered; expected one of mobilenet_v2, vgg16, or .*GRURCN_PLUGINS"
     ):
         ModelConfig(trunk="resnet18")
 
@@ -117,10 +117,10 @@ def test_modules_of_the_environment_register_trunks(monkeypatch, tmp_path):
         "from grurcn.models.trunks import register_trunk, vgg\nregister_trunk('resnet18', vgg.SPEC)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("GRURCN_TRUNKS", "my_trunks")
+    monkeypatch.setenv("GRURCN_PLUGINS", "my_trunks")
     assert ModelConfig(trunk="resnet18").tap_maps == ModelConfig().tap_maps
-    monkeypatch.setenv("GRURCN_TRUNKS", "my_trunks, no_such_module")
-    with pytest.raises(ValueError, match="GRURCN_TRUNKS: no_such_module cannot be imported"):
+    monkeypatch.setenv("GRURCN_PLUGINS", "my_trunks, no_such_module")
+    with pytest.raises(ValueError, match="GRURCN_PLUGINS: no_such_module cannot be imported"):
         ModelConfig(trunk="resnet34")
 
 
