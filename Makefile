@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
 
-.PHONY: help venv demo test test-turn test-long test-nightly test-multihost test-all lint audit clean
+.PHONY: help venv demo test test-turn test-long test-nightly test-multihost test-all lint docs audit clean
 
 help:
 	@echo "make demo             set up, then: pack, train on Ray with DeepSpeed, evaluate, track in MLflow (3 to 5 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-multihost   set up, then the tests on three Ray nodes in network namespaces (as root; needs iptables)"
 	@echo "make test-all         set up, then every test there is (about 100 minutes)"
 	@echo "make lint             formatting, lint and types"
+	@echo "make docs             set up, then the documentation as a site in build/site; links are checked"
 	@echo "make audit            look up the pinned packages' known vulnerabilities"
 	@echo "make venv             only set up .venv"
 
@@ -21,7 +22,7 @@ help:
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, $(PYTHON) is %d.%d; name another one: make PYTHON=/path/to/python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,captions,export,flow,s3,gs,server]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,captions,export,flow,s3,gs,server]'
 	@touch $@
 
 venv: .venv/.installed
@@ -50,6 +51,10 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --level error
+
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open build/site/index.html"
 
 audit: venv
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt

@@ -264,7 +264,7 @@ def test_every_command_of_the_tutorial_is_marked_as_run_as_a_server_or_as_not_ru
     assert kinds["server"] == 2
 
 
-@pytest.mark.long
+@pytest.mark.long(minutes=6)
 @pytest.mark.timeout(1800)  # a busy machine may take as long as it likes
 @pytest.mark.cluster
 def test_the_tutorial_runs_as_it_is_typed(tmp_path):
