@@ -75,6 +75,8 @@ MEANT: dict[str, str] = {
     r"(recipe|run)\.json > (recipe > )?task$|recipe > task$|parameters > task$|params > task$": "a recipe names its task",
     r"tags > best_model_sha256$": "by which MLflow's best model is known",
     r"verified\.json > holds$": "videos or vectors",
+    r"indexed\.json > frames_per_video$": "new",
+    r"rejected\.jsonl > \d+ > reason$": "plainer words",
     r"(confusion|mistakes|classes|levels|table1)\.png$": "plainer words in the pictures",
 }
 
